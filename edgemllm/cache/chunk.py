@@ -1,0 +1,72 @@
+"""Consecutive tokens on their way into the model.
+
+Shape letters, used in the whole package: **B** batch (1) · **A** position axes (1 RoPE; 3 M-RoPE: time, height, width) ·
+**H** query heads · **H_kv** KV heads · **q** tokens of a chunk · **L** live slots · **N** budget in slots · **D** head size ·
+**E** hidden size · **V** vocabulary · **w** observed queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Modality(IntEnum):
+    """Where a token comes from."""
+
+    TEXT = 0
+    VISION = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens, ready for the language model.
+
+    embeds     (B, q, E)
+    positions  (A, B, q) int64: places in the whole stream, never reset
+    modality   (B, q) uint8
+    time       (B, q) float32: seconds of the video the token shows, NaN where there is none
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    modality: Tensor
+    time: Tensor
+
+    def __len__(self) -> int:
+        return self.embeds.shape[1]
+
+    @property
+    def next_position(self) -> int:
+        """The first position after this chunk."""
+        return int(self.positions.max()) + 1 if len(self) else 0
+
+    def split(self, size: int) -> Iterator[Chunk]:
+        """Pieces of at most `size` tokens, in order."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Chunk(
+                self.embeds[:, part], self.positions[..., part], self.modality[:, part], self.time[:, part]
+            )
+
+    @staticmethod
+    def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
+        """Text tokens (B, q, E) at positions offset, offset + 1, ... on every axis."""
+        batch, count, device = *embeds.shape[:2], embeds.device
+        positions = torch.arange(offset, offset + count, device=device).expand(axes, batch, count)
+        modality = torch.full((batch, count), Modality.TEXT, dtype=torch.uint8, device=device)
+        return Chunk(embeds, positions, modality, torch.full((batch, count), torch.nan, device=device))
+
+    @staticmethod
+    def join(chunks: Sequence[Chunk]) -> Chunk:
+        """One chunk of several that follow each other."""
+        return Chunk(
+            torch.cat([chunk.embeds for chunk in chunks], 1),
+            torch.cat([chunk.positions for chunk in chunks], 2),
+            torch.cat([chunk.modality for chunk in chunks], 1),
+            torch.cat([chunk.time for chunk in chunks], 1),
+        )

@@ -1,0 +1,53 @@
+"""Errors that a user can act on: what happened, with which numbers, and what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeError(Exception):
+    """An expected failure. The command line prints `message` and `hint` and exits with `exit_code`, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(EdgeError):
+    """An option has a value that means nothing."""
+
+    exit_code = 2
+
+
+class MissingError(EdgeError):
+    """A model, file or text is not there, or not complete."""
+
+    exit_code = 3
+
+
+class DoesNotFitError(EdgeError):
+    """It would not fit in memory or in the KV budget; nothing was loaded."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(EdgeError):
+    """Memory or the KV budget ran out on the way."""
+
+    exit_code = 5
+
+
+class MediaError(EdgeError):
+    """A video, image or stream cannot be opened or decoded."""
+
+    exit_code = 6
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A clause for a message, such as " (did you mean 'inf-mllm'?)", or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

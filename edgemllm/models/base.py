@@ -1,0 +1,121 @@
+"""The contract of a model family: a checkpoint becomes chunks and logits.
+
+A family is one file in this folder that names the `model_type`s it serves. Only it knows modalities; everything after
+`Chunk` is the same for all. `tiny()` gives a random model of the real configuration class for the tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.attention import NAME
+from edgemllm.cache.chunk import Chunk, Modality
+from edgemllm.cache.positions import Rope
+from edgemllm.cache.size import CacheSpec
+from edgemllm.errors import UsageError
+from edgemllm.inputs.video import Frame
+
+
+class ModelFamily(ABC):
+    """A loaded model behind one face."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """Values of `config.model_type` this family serves."""
+
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    """The transformers class that loads a checkpoint."""
+
+    vision_modules: ClassVar[tuple[str, ...]] = ()
+    """Full module prefixes that are never quantised (a bare "vision_tower" matches nothing in bitsandbytes' skip list)."""
+
+    attention: ClassVar[Any] = {"text_config": NAME, "vision_config": "sdpa"}
+    """What to give transformers as `attn_implementation`: ours for the language model alone."""
+
+    image_token: str | None = None
+    video_token: str | None = None
+    tokens_per_frame: int = 0
+
+    def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.config = model.config.get_text_config()
+        self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
+
+    # ---- the language model ------------------------------------------------------------------------------------
+
+    axes: ClassVar[int] = 1
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder that takes `inputs_embeds`."""
+        return self.model.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.text_model.embed_tokens.weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.text_model.embed_tokens.weight.dtype
+        return dtype
+
+    @property
+    def spec(self) -> CacheSpec:
+        """The shape of the KV cache."""
+        return cache_spec(self.config, self.dtype.itemsize, self.axes)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, q, E) to (B, q, V)."""
+        logits: Tensor = self.model.lm_head(hidden)
+        return logits
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        generation = getattr(self.model, "generation_config", None)
+        ends = getattr(generation, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
+
+    # ---- inputs ------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of already formatted text; nothing is added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, ids: Sequence[int], offset: int) -> Chunk:
+        """Text tokens as a chunk that starts at position `offset`."""
+        embeds = self.text_model.embed_tokens(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+        return Chunk.of_text(embeds, offset, self.axes)
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
+        """Frames of one video segment, without what closes it."""
+        raise UsageError(f"{self.config.model_type} models take no video", "choose a model with video input (edgemllm models)")
+
+    def video_end(self, offset: int) -> Chunk | None:
+        """What the architecture puts behind the last frame of a video, if anything."""
+        return None
+
+    def image(self, frame: Frame, offset: int) -> Chunk:
+        """One still image."""
+        raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
+
+    def vision(self, features: Tensor, offset: int, time: Tensor) -> Chunk:
+        """Features (q, E) seen at `time` (q,) as a chunk with 1-D positions."""
+        chunk = Chunk.of_text(features[None].to(self.dtype), offset, self.axes)
+        modality = torch.full_like(chunk.modality, Modality.VISION)
+        return Chunk(chunk.embeds, chunk.positions, modality, time[None].to(self.device))
+
+
+def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
+    """The cache shape of a text configuration."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSpec(config.num_hidden_layers, heads, kv_heads, head_dim, itemsize, axes)

@@ -1,0 +1,71 @@
+"""LLaVA-OneVision: SigLIP frames, pooled 2 x 2, in front of Qwen2 (https://arxiv.org/abs/2408.03326).
+
+A video is its frames' tokens followed by one `image_newline`; a still image is tiled at any resolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.chunk import Chunk
+from edgemllm.inputs.pixels import PixelSpec, anyres, pixels
+from edgemllm.inputs.video import Frame
+from edgemllm.models.base import ModelFamily
+
+
+class LlavaOnevisionFamily(ModelFamily):
+    """LLaVA-OneVision checkpoints in transformers format."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
+
+    def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
+        super().__init__(model, tokenizer, folder)
+        full = model.config
+        self.image_token = tokenizer.convert_ids_to_tokens(full.image_token_id)
+        self.video_token = tokenizer.convert_ids_to_tokens(full.video_token_id)
+        side = full.vision_config.image_size // full.vision_config.patch_size
+        self.tokens_per_frame = math.ceil(side / 2) ** 2
+
+    @cached_property
+    def video_spec(self) -> PixelSpec:
+        """How frames of a video are resized and normalised."""
+        return PixelSpec.from_folder(self.folder, kind="video")
+
+    @cached_property
+    def image_spec(self) -> PixelSpec:
+        """How still images are."""
+        return PixelSpec.from_folder(self.folder, kind="image")
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
+        batch = pixels([frame.pixels for frame in frames], self.video_spec)
+        features = self._video_features(batch)
+        time = torch.tensor([frame.time for frame in frames]).repeat_interleave(len(features) // len(frames))
+        return self.vision(features, offset, time)
+
+    def _video_features(self, batch: Tensor) -> Tensor:
+        """(n * tokens a frame, E): transformers closes every call with `image_newline`, which only the last may have."""
+        batch = batch.to(self.device, self.model.model.image_newline.dtype)
+        output = self.model.model.get_video_features(pixel_values_videos=batch[None], return_dict=True)
+        features: Tensor = output.pooler_output
+        return features[0, :-1]
+
+    def video_end(self, offset: int) -> Chunk | None:
+        return self.vision(self.model.model.image_newline[None], offset, torch.full((1,), torch.nan))
+
+    def image(self, frame: Frame, offset: int) -> Chunk:
+        tiles, size = anyres(frame.pixels, self.image_spec, self.model.config.image_grid_pinpoints)
+        output = self.model.model.get_image_features(
+            tiles[None].to(self.device, self.model.model.image_newline.dtype),
+            image_sizes=torch.tensor([size]),
+            vision_aspect_ratio=self.model.config.vision_aspect_ratio,
+            return_dict=True,
+        )
+        features = output.pooler_output[0]
+        return self.vision(features, offset, torch.full((len(features),), torch.nan))

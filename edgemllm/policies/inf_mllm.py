@@ -1,0 +1,77 @@
+"""Inf-MLLM: recent tokens plus "attention saddles", chosen anew at every prompt (https://arxiv.org/abs/2409.09086).
+
+Let Q be the latest `window` queries (the retrieval window: the end of the new prompt) and P the cached tokens older than
+the recent ones. A past token j is worth
+
+    S_j + D_j,   S_j = mean over the window's rows of the attention to j,   D_j = -bias * age_j / |P|
+
+where age 0 is the newest past token: the linear attention bias lets old winners make room. Kept are the best past tokens
+and always the recent ones; positions are re-assigned inside the cache. The public text of the paper leaves open the split,
+the window, the scale of the bias and whether heads share one choice: those are fields, their sweep is in docs/log.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.policies.base import CachePolicy
+
+
+@dataclass(frozen=True)
+class InfMLLM(CachePolicy):
+    """Recent + relevant tokens, scored by the retrieval window with a linear age bias."""
+
+    slack: int = 16
+    """Slots freed at least per eviction: while a long answer overflows, one scoring serves this many tokens."""
+
+    window: int = 32
+    """Retrieval window: latest queries that score the cache (the paper's L; a shorter prompt brings fewer)."""
+
+    recent: float = 0.25
+    """Share of the budget always kept for the newest tokens, never less than `window` tokens."""
+
+    bias: float = 0.003
+    """b: penalty of the oldest past token relative to the newest. The paper sweeps it; 0 lets old winners stay for ever."""
+
+    sinks: int = 4
+    """First tokens of the stream that are never evicted (the paper relies on their score; the bias hits them most)."""
+
+    shared_heads: bool = True
+    """One choice for all heads of a layer; false: every KV head chooses for itself."""
+
+    @property
+    def query_window(self) -> int:
+        return self.window
+
+    def minimum(self) -> int:
+        return self.sinks + self.window + 1
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        attention = layer.window_attention()
+        rows = attention.shape[2]
+        # Inside the window a token is seen by fewer rows; those are recent tokens, whose score does not matter.
+        score = attention.sum(2) / rows
+        if self.shared_heads:
+            score = score.mean(1, keepdim=True)
+        past = layer.length - self._recent(layer)
+        age = torch.arange(past - 1, -1, -1, device=layer.device) / max(past, 1)
+        score[..., :past] -= self.bias * age
+        # Above every score, the newest highest: a budget too small for all of them still keeps the end.
+        score[..., past:] = 2.0**20 + torch.arange(layer.length - past, device=layer.device)
+        # Slots stay in temporal order and sinks are never evicted, so they are always the first.
+        score[..., : self.sinks] = torch.inf
+        return score
+
+    def after_prefill(self, cache: KVCache) -> None:
+        # The prompt has scored the cache: make room for the answer now, in one go.
+        for layer in cache.layers:
+            if layer.budget is not None and layer.length > layer.budget - self.slack:
+                self.compress(layer, max(layer.budget - self.slack, self.minimum()))
+
+    def _recent(self, layer: CacheLayer) -> int:
+        budget = layer.budget or layer.length
+        return min(max(round(self.recent * budget), self.window), layer.length)

@@ -1,0 +1,30 @@
+"""StreamingLLM: attention sinks plus a recent window (https://arxiv.org/abs/2309.17453).
+
+Follows mit-han-lab/streaming-llm: keys unrotated, positions renumbered inside the cache, room made before tokens come in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.policies.base import CachePolicy
+
+
+@dataclass(frozen=True)
+class StreamingLLM(CachePolicy):
+    """Keeps the first `sinks` tokens and the newest ones."""
+
+    sinks: int = 4
+    """First tokens of the stream, kept for ever (the paper's default)."""
+
+    def minimum(self) -> int:
+        return self.sinks + 1
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        order = torch.arange(layer.length, device=layer.device, dtype=torch.float32)
+        order[: self.sinks] = torch.inf
+        return order.expand(layer.keys.shape[0], 1, -1)

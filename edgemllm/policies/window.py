@@ -1,0 +1,23 @@
+"""window: the newest tokens only, the baseline "window attention" of the StreamingLLM paper.
+
+Beyond its budget a real model loses its attention sinks and its perplexity blows up
+(https://arxiv.org/abs/2309.17453, Fig. 1b): that is what the other policies are measured against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.policies.base import CachePolicy
+
+
+@dataclass(frozen=True)
+class Window(CachePolicy):
+    """Keeps the newest tokens."""
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        return torch.arange(layer.length, device=layer.device).expand(layer.keys.shape[0], 1, -1)

@@ -1,0 +1,31 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tests never touch the network, and small models are slower on many threads.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture
+def inference() -> Iterator[None]:
+    """No gradients."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def footage() -> Path:
+    """A folder of real videos for development, where there is one."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "video"
+    if not folder.is_dir():
+        pytest.skip("no real footage beside this checkout")
+    return folder
