@@ -1,0 +1,88 @@
+"""Which shipped profile this machine is: a Jetson by its device tree, a graphics card by its name, else the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgemllm.device.memory import probe
+from edgemllm.device.profiles import DeviceProfile, load, names
+
+ORIN = (8, 7)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What CUDA says about device 0."""
+
+    name: str
+    total_bytes: int
+    capability: tuple[int, int]
+    integrated: bool
+
+
+def cuda_gpu() -> Gpu | None:
+    """CUDA device 0, or none when torch sees no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    capability = (int(properties.major), int(properties.minor))
+    integrated = bool(getattr(properties, "is_integrated", False))
+    return Gpu(str(properties.name), int(properties.total_memory), capability, integrated)
+
+
+def detect(root: Path = Path("/"), find_gpu: Callable[[], Gpu | None] = cuda_gpu) -> DeviceProfile:
+    """The shipped profile nearest to this machine, with the memory that this machine really shows."""
+    tree = device_tree(root)
+    if "nvidia,tegra" in tree or (root / "etc/nv_tegra_release").exists():
+        return _unified(tree, root, tree.partition("\n")[0])
+    gpu = find_gpu()
+    if gpu is None:
+        return load("cpu")
+    if gpu.integrated or gpu.capability == ORIN:  # a container hides the device tree
+        return _unified(tree, root, gpu.name)
+    return _discrete(gpu)
+
+
+def device_tree(root: Path = Path("/")) -> str:
+    """Model and compatible strings of the board, one a line; empty where there is no device tree."""
+    parts = []
+    for name in ("model", "compatible"):
+        try:
+            parts += (root / "proc/device-tree" / name).read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+    return "\n".join(part.strip() for part in parts if part.strip())
+
+
+def _unified(tree: str, root: Path, title: str) -> DeviceProfile:
+    total = probe("cpu", root).total_bytes
+    boards = [profile for profile in map(load, names()) if profile.kind == "unified"]
+    for profile in boards:
+        if any(module in tree for module in profile.modules):
+            return replace(profile, memory=total)
+    nearest = _nearest(boards, total)
+    # The module number is hidden or not listed: Orin boards differ by memory, so a class of the same size is right.
+    if abs(total - (nearest.memory or 0)) * 10 <= total:
+        return replace(nearest, title=title or nearest.title, memory=total)
+    return replace(nearest, name="auto", title=title or "unified memory", memory=total, bandwidth_gb_s=None)
+
+
+def _discrete(gpu: Gpu) -> DeviceProfile:
+    cards = [profile for profile in map(load, names()) if profile.kind == "discrete"]
+    for profile in cards:
+        if any(part in gpu.name for part in profile.gpus):
+            return replace(profile, memory=gpu.total_bytes)
+    # The choices of the nearest class hold for any card of that size; its bandwidth does not.
+    nearest = _nearest(cards, gpu.total_bytes)
+    return replace(nearest, name="auto", title=gpu.name, memory=gpu.total_bytes, bandwidth_gb_s=None)
+
+
+def _nearest(profiles: list[DeviceProfile], total: int) -> DeviceProfile:
+    """The largest class that is not larger than this machine by more than a tenth, else the smallest."""
+    ordered = sorted(profiles, key=lambda profile: (profile.memory or 0, profile.name))
+    below = [profile for profile in ordered if (profile.memory or 0) <= total * 11 // 10]
+    return below[-1] if below else ordered[0]

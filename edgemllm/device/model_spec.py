@@ -1,0 +1,218 @@
+"""A model's sizes from its configuration alone: built on torch's `meta` device, which has shapes but no memory."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgemllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+QUANTISATIONS = ("none", "nf4", "int8")
+
+# Qwen's towers take any resolution: its processor gives a video frame at most 768 tokens of 2 x 2 patches.
+ANY_RESOLUTION_PATCHES = 3072
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """`count` linear layers of one shape."""
+
+    rows: int
+    columns: int
+    count: int
+
+    @property
+    def parameters(self) -> int:
+        return self.rows * self.columns * self.count
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """What decides the peak of encoding a frame."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    patch_values: int
+    """Numbers in one patch: channels x height x width x frames merged."""
+
+    patches: int
+    """Patches of the largest frame (or tile) that is encoded at once."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Exact parameter counts, and the shapes that the plan needs."""
+
+    model_type: str
+    linears: tuple[LinearShape, ...]
+    """Weights of linear layers inside the language model's blocks: what quantisation may shrink."""
+
+    other_text_parameters: int
+    """Norms, biases and whatever else of the language model is never quantised."""
+
+    embedding_parameters: int
+    """Token embeddings and output head; counted once when they are the same tensor."""
+
+    vision_parameters: int
+    """Everything outside of the language model: vision tower and projector. Never quantised."""
+
+    not_quantised: tuple[str, ...]
+    """Full names of the modules to give to `llm_int8_skip_modules`: a short name there skips nothing."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    max_position_embeddings: int
+    vision: VisionSpec | None = None
+
+    @property
+    def linear_parameters(self) -> int:
+        return sum(shape.parameters for shape in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        fixed = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
+        return self.linear_parameters + fixed
+
+    def linear_bytes(self, quant: str, dtype: str) -> int:
+        """Bytes of all quantisable weights under `quant`."""
+        return sum(shape.count * matrix_bytes(shape.rows, shape.columns, quant, dtype) for shape in self.linears)
+
+    def weights_bytes(self, quant: str, dtype: str) -> int:
+        """Bytes of all weights: only the language model's linear layers shrink."""
+        kept = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
+        return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
+
+    def decode_read_bytes(self, quant: str, dtype: str) -> int:
+        """Weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
+        kept = self.other_text_parameters + self.vocab * self.hidden
+        return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
+
+    @classmethod
+    def from_config(cls, config: Any) -> ModelSpec:
+        """From a transformers configuration; no weights are read or allocated."""
+        model = _on_meta(config)
+        decoder = model.get_decoder()
+        text = config.get_text_config(decoder=True)
+        linears, other = _split(decoder)
+        embeddings = _embeddings(model)
+        outside = sum(parameter.numel() for parameter in model.parameters()) - embeddings
+        heads = int(text.num_attention_heads)
+        return cls(
+            model_type=str(config.model_type),
+            linears=linears,
+            other_text_parameters=other,
+            embedding_parameters=embeddings,
+            vision_parameters=outside - other - sum(shape.parameters for shape in linears),
+            not_quantised=_outside(model, decoder),
+            layers=int(text.num_hidden_layers),
+            heads=heads,
+            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+            hidden=int(text.hidden_size),
+            intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+            vocab=int(text.vocab_size),
+            max_position_embeddings=int(text.max_position_embeddings),
+            vision=_vision(config),
+        )
+
+
+def matrix_bytes(rows: int, columns: int, quant: str, dtype: str) -> int:
+    """Bytes that one weight matrix takes, as bitsandbytes 0.50 really stores it (a test compares)."""
+    count = rows * columns
+    if quant == "nf4":
+        # Half a byte a weight; a byte of scale for 64 of them; a float for 256 of those; two code tables and an offset.
+        blocks = -(-count // 64)
+        return -(-count // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+    if quant == "int8":
+        return count + 4 * rows  # one float of scale a row
+    if quant == "none":
+        return count * ITEM_BYTES[dtype]
+    raise UsageError(f"not a quantisation: '{quant}'", f"--quant takes auto, {', '.join(QUANTISATIONS)}")
+
+
+def _on_meta(config: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    vision = getattr(config, "vision_config", None) is not None
+    auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return auto.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+    except ValueError as error:  # transformers lists a hundred classes here
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"'{config.model_type}' is not a model that can be planned for: {reason}") from None
+
+
+def _split(decoder: nn.Module) -> tuple[tuple[LinearShape, ...], int]:
+    """Quantisable matrices of the language model, and its other parameters without the embeddings."""
+    from torch import nn
+
+    shapes: Counter[tuple[int, int]] = Counter()
+    other = 0
+    for module in decoder.modules():
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if type(module) is nn.Linear:
+            shapes[(module.out_features, module.in_features)] += 1
+            other += own - module.weight.numel()
+        elif not isinstance(module, nn.Embedding):
+            other += own
+    return tuple(LinearShape(*shape, count) for shape, count in sorted(shapes.items())), other
+
+
+def _embeddings(model: Any) -> int:
+    weights = [
+        module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
+    ]
+    return sum({id(weight): weight.numel() for weight in weights}.values())
+
+
+def _outside(model: nn.Module, decoder: nn.Module) -> tuple[str, ...]:
+    """The largest modules that hold linear layers but no part of the language model's blocks."""
+    from torch import nn
+
+    inside = {id(module) for module in decoder.modules()}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        parts = list(module.modules())
+        if any(id(part) in inside for part in parts) or not any(isinstance(part, nn.Linear) for part in parts):
+            continue
+        if not any(name.startswith(f"{parent}.") for parent in found):
+            found.append(name)
+    return tuple(found)
+
+
+def _vision(config: Any) -> VisionSpec | None:
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return None
+    # In Qwen2-VL hidden_size is the language model's, embed_dim the tower's own.
+    hidden = int(getattr(vision, "embed_dim", None) or vision.hidden_size)
+    patch = _side(getattr(vision, "patch_size", 14))
+    image = getattr(vision, "image_size", None)
+    channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
+    return VisionSpec(
+        layers=int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 1),
+        hidden=hidden,
+        intermediate=int(getattr(vision, "intermediate_size", None) or 4 * hidden),
+        heads=int(getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 1),
+        patch_values=channels * patch * patch * int(getattr(vision, "temporal_patch_size", None) or 1),
+        patches=(_side(image) // patch) ** 2 + 1 if image else ANY_RESOLUTION_PATCHES,
+    )
+
+
+def _side(size: Any) -> int:
+    return int(max(size)) if isinstance(size, list | tuple) else int(size)

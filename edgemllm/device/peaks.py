@@ -1,0 +1,45 @@
+"""Peaks of memory besides weights and cache, as formulas on the safe side: encoding frames, one step of prefill."""
+
+from __future__ import annotations
+
+from edgemllm.device.model_spec import ITEM_BYTES, ModelSpec, VisionSpec
+
+
+def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
+    """Peak of encoding `frames` frames (or tiles) at once.
+
+    Per patch: float32 pixels twice (processor and device); one hidden state of every layer (LLaVA keeps them all);
+    in one block residual, norm, q, k, v, attention and output (7 hidden), gate, up and product (3 intermediate);
+    two outputs as wide as the language model. The kernels of SDPA need no patch x patch matrix.
+    """
+    if vision is None:
+        return 0
+    values = vision.hidden * (vision.layers + 1 + 7) + 3 * vision.intermediate + 2 * hidden
+    return frames * vision.patches * (values * ITEM_BYTES[dtype] + 2 * 4 * vision.patch_values)
+
+
+def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens: int, score_rows: int) -> int:
+    """Peak of one prefill step: `chunk` new tokens against a cache of `tokens` a layer, in one layer at a time."""
+    fixed, per_token = activation_terms(spec, quant, dtype, chunk, score_rows)
+    return fixed + per_token * tokens
+
+
+def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, score_rows: int) -> tuple[int, int]:
+    """(bytes at an empty cache, bytes for each cached token a layer).
+
+    Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.
+    Per token seen by attention: its mask column, float32 scores of `score_rows` queries, rotated key and the
+    repeated key and value of grouped heads. Once: the last row's logits in float32 and in dtype, and the scratch
+    of quantised products: nf4 unpacks the largest matrix, int8 multiplies into 32-bit integers.
+    """
+    item = ITEM_BYTES[dtype]
+    heads = spec.heads + 2 * spec.kv_heads
+    per_new = (4 * spec.hidden + 2 * heads * spec.head_dim + 3 * spec.intermediate) * item
+    per_token = chunk * item + spec.heads * score_rows * 4
+    per_token += (spec.kv_heads + 2 * spec.heads) * spec.head_dim * item
+    scratch = spec.vocab * (4 + item)
+    if quant == "nf4":
+        scratch += max((shape.rows * shape.columns for shape in spec.linears), default=0) * item
+    elif quant == "int8":
+        scratch += max((chunk * (4 * shape.rows + shape.columns) for shape in spec.linears), default=0)
+    return chunk * (per_new + per_token) + scratch, per_token

@@ -1,0 +1,147 @@
+"""Training streams of the slide world: frames, rounds of questions, right answers, and what an eviction leaves of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from demo.frames import SCENE
+from edgemllm.inputs import slides
+
+IGNORED = -100
+ARTICLES = {True: "an", False: "a"}
+
+
+class Bank(NamedTuple):
+    """Where to find frames: rows of the feature table."""
+
+    by_fact: dict[tuple[int, int], np.ndarray]
+    """(kind, digit) to rows (m, 2): two frames of the same slide."""
+    scenes: np.ndarray
+    """(m, SCENE) rows of consecutive frames."""
+    newline: int
+    """Row of `image_newline`."""
+
+
+class Stream(NamedTuple):
+    """ids (n,), rows (n,) of the feature table or -1 where the token is text, labels (n,)."""
+
+    ids: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+class Writer:
+    """Samples streams of about a wanted length."""
+
+    def __init__(self, tokenizer: Any, bank: Bank) -> None:
+        self.tokenizer, self.bank = tokenizer, bank
+        self.cache: dict[str, list[int]] = {}
+        self.video = tokenizer.convert_tokens_to_ids("<video>")
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self.cache:
+            self.cache[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.cache[text]
+
+    def footage(self, rng: np.random.Generator, count: int, diverse: bool) -> list[int]:
+        rows: list[int] = []
+        while len(rows) < count:
+            scene = self.bank.scenes[int(rng.integers(len(self.bank.scenes)))]
+            if diverse:
+                rows.append(int(scene[int(rng.integers(SCENE))]))
+            else:
+                rows += [int(row) for row in np.repeat(scene, int(rng.integers(1, 4)))]
+        return rows[:count]
+
+    def segment(self, rng: np.random.Generator, facts: list[slides.Fact], frames: int, diverse: bool) -> tuple[list[int], slides.Fact | None]:
+        """Frame rows with the facts spread over them; also what the last frame shows."""
+        holds = [1 if rng.random() < 0.35 else int(rng.integers(2, 6)) for _ in facts]
+        while holds and sum(holds) > frames:
+            holds[int(np.argmax(holds))] -= 1
+        spare = max(0, frames - sum(holds))
+        gaps = rng.multinomial(spare, rng.dirichlet(np.ones(len(facts) + 1))) if facts else np.array([spare])
+        if facts and rng.random() < 0.4:  # end on a slide
+            gaps[0] += gaps[-1]
+            gaps[-1] = 0
+        rows = self.footage(rng, int(gaps[0]), diverse)
+        for fact, hold, gap in zip(facts, holds, gaps[1:], strict=True):
+            pair = self.bank.by_fact[slides.KINDS.index(fact.kind), fact.digit]
+            both = pair[int(rng.integers(len(pair)))]
+            rows += [int(both[int(rng.integers(2))]) for _ in range(hold)]
+            rows += self.footage(rng, int(gap), diverse)
+        last = facts[-1] if facts and holds[-1] > 0 and gaps[-1] == 0 else None
+        return rows, last
+
+    def question(self, rng: np.random.Generator, shown: list[slides.Fact], now: slides.Fact | None) -> tuple[str, str]:
+        topic = str(rng.choice(["number", "seen", "screen", "list"], p=[0.62, 0.14, 0.1, 0.14]))
+        known = {fact.kind for fact in shown}
+        kind = slides.KINDS[int(rng.integers(48))]
+        if shown and rng.random() < (0.75 if topic == "number" else 0.5):
+            kind = shown[int(rng.integers(len(shown)))].kind
+        elif topic != "list" and len(known) < 40:
+            while kind in known:
+                kind = slides.KINDS[int(rng.integers(48))]
+        phrasing = 0 if rng.random() < 0.5 else int(rng.integers(len(slides.PHRASINGS[topic])))
+        article = ARTICLES[kind.colour == "orange"] if rng.random() < 0.5 else "a"
+        return slides.ask(topic, kind, phrasing, article), slides.answer(topic, kind, shown, now)
+
+    def stream(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
+        """One conversation, cut or padded to `length` by the caller."""
+        ids: list[int] = []
+        rows: list[int] = []
+        labels: list[int] = []
+
+        def text(words: str, learn: bool = False) -> None:
+            new = self.encode(words)
+            ids.extend(new)
+            rows.extend([-1] * len(new))
+            labels.extend(new if learn else [IGNORED] * len(new))
+
+        rounds = int(rng.choice([1, 1, 2, 3]))
+        questions = max(4, int(length * rng.uniform(0.3, 0.6) / 24))
+        frames = max(3, (length - questions * 24) // 4)
+        diverse = rng.random() < 0.5
+        most = max(1, min(slides_at_most, int(frames * 0.6), 44))
+        kinds = rng.permutation(48)[: int(rng.integers(1, most + 1))]
+        facts = [slides.Fact(slides.KINDS[int(k)], int(rng.integers(10))) for k in kinds]
+        if len(facts) > 2 and rng.random() < 0.3:
+            facts.append(slides.Fact(facts[int(rng.integers(len(facts) - 1))].kind, int(rng.integers(10))))
+        thin = rng.random() < 0.3
+        shown: list[slides.Fact] = []
+        now = None
+        for part in range(rounds):
+            mine = facts[part::rounds] if rounds > 1 else facts
+            text("<|im_start|>user\n")
+            seen_rows, now = self.segment(rng, mine, frames // rounds, diverse)
+            if thin and len(seen_rows) > 6:  # an eviction took footage away, whole frames or single tokens
+                keep = rng.random(len(seen_rows)) < rng.uniform(0.3, 1.0)
+            else:
+                keep = np.ones(len(seen_rows), bool)
+            fact_rows = {int(r) for f in mine for r in self.bank.by_fact[slides.KINDS.index(f.kind), f.digit].flat}
+            for place, row in enumerate(seen_rows):
+                if keep[place] or row in fact_rows or place >= len(seen_rows) - 8:
+                    ids.extend([self.video] * 4)
+                    rows.extend(range(row * 4, row * 4 + 4))
+                    labels.extend([IGNORED] * 4)
+            ids.append(self.video)
+            rows.append(self.bank.newline)
+            labels.append(IGNORED)
+            shown = shown + mine
+            for number in range(max(1, questions // rounds)):
+                asked, answer = self.question(rng, shown, now)
+                text(("" if number == 0 else "<|im_start|>user\n") + asked + "<|im_end|>\n<|im_start|>assistant\n")
+                text(answer + "<|im_end|>", learn=True)
+                text("\n")
+        return Stream(np.array(ids), np.array(rows), np.array(labels))
+
+    def batch(self, rng: np.random.Generator, count: int, length: int, slides_at_most: int) -> Stream:
+        """Padded (count, length)."""
+        ids, rows = np.zeros((count, length), np.int64), np.full((count, length), -1)
+        labels = np.full((count, length), IGNORED)
+        for i in range(count):
+            one = self.stream(rng, length - 16, slides_at_most)
+            n = min(length, len(one.ids))
+            ids[i, :n], rows[i, :n], labels[i, :n] = one.ids[:n], one.rows[:n], one.labels[:n]
+        return Stream(ids, rows, labels)

@@ -1,0 +1,219 @@
+"""The planner: budgets as people write them, exact weight bytes, sums that add up, advice that fits."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from transformers import Qwen2_5_VLConfig, Qwen2Config
+
+from edgemllm.device import profiles
+from edgemllm.device.memory import Memory
+from edgemllm.device.plan import KVBudget, ModelSpec, Plan, activation_bytes, parse_kv_budget, plan, vision_bytes
+from edgemllm.errors import DoesNotFitError, UsageError
+
+GIB = 2**30
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+}
+CONTRACT = [
+    "schema", "command", "fits", "weights_bytes", "vision_bytes", "activation_bytes", "kv_bytes", "margin_bytes",
+    "total_bytes", "free_bytes", "kv_budget_tokens", "kv_bytes_per_token", "suggestions",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def qwen_7b() -> ModelSpec:
+    """The published sizes of Qwen2.5-VL-7B-Instruct."""
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 128000,
+    }
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584}
+    return ModelSpec.from_config(Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False))
+
+
+def kv_per_token(spec: ModelSpec) -> int:
+    return 2 * spec.layers * spec.kv_heads * spec.head_dim * 2
+
+
+def make(spec: ModelSpec, name: str = "orin-nx-16gb", **changes: Any) -> Plan:
+    profile = profiles.load(name)
+    arguments: dict[str, Any] = {
+        "profile": profile,
+        "memory": profile.idle_memory(),
+        "spec": spec,
+        "quant": profile.weights,
+        "dtype": profile.dtype,
+        "chunk": profile.chunk,
+        "budget": KVBudget(),
+        "kv_bytes_per_token": kv_per_token(spec),
+        "kv_fixed_bytes": 0,
+        "minimum_tokens": 128,
+        "input_tokens": None,
+        "policy_name": "inf-mllm",
+    }
+    return plan(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount", "shown"),
+    [
+        ("2048", "tokens", 2048, "2048"),
+        ("512MiB", "bytes", 512 * 2**20, "512.0MiB"),
+        ("1.5g", "bytes", 3 * 2**29, "1.5GiB"),
+        ("25%", "share", 250_000, "25%"),
+        ("0.5 %", "share", 5_000, "0.5%"),
+        ("100%", "share", 1_000_000, "100%"),
+        ("auto", "auto", 0, "auto"),
+    ],
+)
+def test_budgets(text: str, kind: str, amount: int, shown: str) -> None:
+    budget = parse_kv_budget(text)
+    assert (budget.kind, budget.amount, str(budget)) == (kind, amount, shown)
+    assert parse_kv_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-5", "abc", "200%", "0%", "-1MiB", "0MiB", "2048.5", "%", "10 parsecs", "nan", "1e3"]
+)
+def test_budgets_that_mean_nothing(text: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_kv_budget(text)
+    assert error.value.hint
+
+
+def test_published_sizes_of_qwen_7b(qwen_7b: ModelSpec) -> None:
+    assert qwen_7b.parameters == 8_292_166_656  # the checkpoint's own count
+    assert kv_per_token(qwen_7b) == 56 * 1024
+    assert qwen_7b.weights_bytes("none", "bfloat16") == 2 * qwen_7b.parameters
+    assert qwen_7b.not_quantised == ("model.visual", "lm_head")
+    assert 6 * GIB < qwen_7b.weights_bytes("nf4", "bfloat16") < 7 * GIB
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_parts_sum_up(qwen_7b: ModelSpec, name: str) -> None:
+    made = make(qwen_7b, name, kv_fixed_bytes=12_345, budget=KVBudget("tokens", 2048))
+    parts = made.weights_bytes + made.vision_bytes + made.activation_bytes + made.kv_bytes + made.margin_bytes
+    assert made.total_bytes == parts
+    assert made.kv_bytes == 12_345 + 2048 * 56 * 1024
+    assert made.fits == (made.total_bytes <= made.free_bytes)
+    assert list(made.to_json()) == CONTRACT
+    assert bool(made.decode_tps_ceiling) == (profiles.load(name).bandwidth_gb_s is not None)
+
+
+def test_auto_fills_what_is_left_and_no_more(qwen_7b: ModelSpec) -> None:
+    base = profiles.load("orin-nx-16gb")
+    profile = replace(base, cache=replace(base.cache, memory=None))
+    needed = make(qwen_7b, profile=profile, budget=KVBudget("tokens", 4096)).total_bytes
+    free = Memory("unified", needed, 16 * GIB)
+    assert make(qwen_7b, profile=profile, memory=free).kv_budget_tokens == 4096
+    assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=needed - 1)).kv_budget_tokens == 4032
+    assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=99 * GIB)).kv_budget_tokens == 16384
+    assert make(qwen_7b, memory=replace(free, free_bytes=99 * GIB), kv_bytes_per_token=10**6).kv_bytes <= GIB
+
+
+def test_auto_stays_in_the_trained_context() -> None:
+    spec = ModelSpec.from_config(Qwen2Config(**TEXT, max_position_embeddings=1000))
+    assert make(spec).kv_budget_tokens == 960
+    assert make(spec, renumbers=False).kv_budget_tokens == 16384
+
+
+def test_bytes_and_shares(qwen_7b: ModelSpec) -> None:
+    made = make(qwen_7b, budget=parse_kv_budget("112MiB"))
+    assert (made.kv_budget_tokens, made.kv_bytes) == (2048, 112 * 2**20)
+    assert make(qwen_7b, budget=parse_kv_budget("112MiB"), kv_fixed_bytes=1).kv_bytes <= 112 * 2**20
+    assert make(qwen_7b, budget=parse_kv_budget("25%"), input_tokens=10_000).kv_budget_tokens == 2500
+    with pytest.raises(UsageError, match="length is not known"):
+        make(qwen_7b, budget=parse_kv_budget("25%"))
+
+
+def test_budget_below_the_minimum_of_the_policy(qwen_7b: ModelSpec) -> None:
+    with pytest.raises(DoesNotFitError) as error:
+        make(qwen_7b, budget=parse_kv_budget("100"), minimum_tokens=260)
+    assert error.value.exit_code == 4
+    assert "inf-mllm needs at least 260" in error.value.message
+    assert "--kv-budget 260" in error.value.hint
+    with pytest.raises(DoesNotFitError):
+        make(qwen_7b, budget=parse_kv_budget("1KiB"), minimum_tokens=0)
+
+
+def test_full_needs_the_whole_input(qwen_7b: ModelSpec) -> None:
+    full: dict[str, Any] = {"policy_name": "full", "unbounded": True, "minimum_tokens": 1, "renumbers": False}
+    made = make(qwen_7b, "orin-nx-16gb", input_tokens=230_400, **full)
+    assert not made.fits
+    assert made.kv_bytes == 230_400 * 56 * 1024
+    assert made.suggestions[-1].startswith("--policy inf-mllm --kv-budget 8192   needs ")
+    assert make(qwen_7b, "h200-141gb", input_tokens=230_400, **full).fits
+    longest = make(qwen_7b, "h200-141gb", **full)
+    assert longest.fits
+    assert longest.kv_budget_tokens > 230_400
+    with pytest.raises(DoesNotFitError, match="full never evicts"):
+        make(qwen_7b, "h200-141gb", input_tokens=5000, budget=KVBudget("tokens", 2048), **full)
+
+
+def test_advice_fits_when_followed(qwen_7b: ModelSpec) -> None:
+    made = make(qwen_7b, "rtx-4080-laptop-12gb", quant="none")
+    assert not made.fits
+    assert made.suggestions
+    assert made.suggestions[0].startswith("--quant ")
+    words = made.suggestions[0].split()
+    assert make(qwen_7b, "rtx-4080-laptop-12gb", quant=words[1]).fits
+
+
+def test_several_changes_together_and_a_model_that_is_too_large(qwen_7b: ModelSpec) -> None:
+    tight = Memory("discrete", 9 * GIB, 12 * GIB, "GPU memory")
+    made = make(
+        qwen_7b, "rtx-4080-laptop-12gb", memory=tight, quant="none", chunk=2048, budget=KVBudget("tokens", 16384)
+    )
+    assert not made.fits
+    assert made.suggestions
+    assert all(line.count("--") >= 2 for line in made.suggestions)
+    hopeless = make(qwen_7b, "orin-nano-8gb")
+    assert (hopeless.fits, hopeless.suggestions) == (False, ())
+    assert "smaller model" in hopeless.error().hint
+
+
+def test_error_says_what_is_needed_what_is_free_and_what_to_type(qwen_7b: ModelSpec) -> None:
+    error = make(qwen_7b, "orin-nx-16gb", quant="none").error()
+    assert error.exit_code == 4
+    assert "needed   weights 15.4 GiB + kv " in error.message
+    assert "free     13.2 GiB" in error.message
+    assert "unified memory, NVIDIA Jetson Orin NX 16 GB" in error.message
+    assert "needs" in error.hint
+    assert "--quant" in error.hint
+
+
+def test_roofline(qwen_7b: ModelSpec) -> None:
+    made = make(qwen_7b, "agx-orin-64gb", budget=KVBudget("tokens", 2048))
+    read = 2 * (qwen_7b.linear_parameters + qwen_7b.other_text_parameters + 152064 * 3584) + made.kv_bytes
+    assert made.decode_tps_ceiling == pytest.approx(204.8e9 / read)
+
+
+def test_peaks_grow_with_what_they_depend_on(qwen_7b: ModelSpec) -> None:
+    small = activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, 256)
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 512, 2048, 512) > small
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 4096, 256) > small
+    assert activation_bytes(qwen_7b, "nf4", "bfloat16", 256, 2048, 256) - small == 18944 * 3584 * 2
+    assert small > 28 * 256 * 2048 * 4 + 152064 * 4
+    assert vision_bytes(qwen_7b.vision, 3584, "bfloat16", frames=2) == 2 * vision_bytes(
+        qwen_7b.vision, 3584, "bfloat16"
+    )
+    assert vision_bytes(None, 3584, "bfloat16") == 0
+
+
+def test_names_that_mean_nothing() -> None:
+    spec = ModelSpec.from_config(Qwen2Config(**TEXT))
+    with pytest.raises(UsageError, match="quantisation"):
+        make(spec, quant="q4")
+    with pytest.raises(UsageError, match="dtype"):
+        make(spec, dtype="int3")

@@ -1,0 +1,136 @@
+"""Device profiles: every shipped file is complete and sourced, mistakes are explained, machines are recognised."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgemllm.device import detect as detection
+from edgemllm.device import profiles
+from edgemllm.device.detect import Gpu, detect
+from edgemllm.errors import UsageError
+
+GIB = 2**30
+
+
+def no_gpu() -> None:
+    return None
+
+
+def board(root: Path, mem_kib: int, model: str = "", compatible: str = "") -> Path:
+    (root / "proc/device-tree").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: {mem_kib} kB\nMemAvailable: {mem_kib // 2} kB\n")
+    if model:
+        (root / "proc/device-tree/model").write_text(model + "\0")
+        (root / "proc/device-tree/compatible").write_text(compatible + "\0")
+    return root
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_shipped_profile_loads_and_every_figure_has_a_source(name: str) -> None:
+    profile = profiles.load(name)
+    assert profile.name == name
+    figures = {"reserved", "chunk", "margin"}
+    figures |= {"memory"} if profile.memory is not None else set()
+    figures |= {"bandwidth_gb_s"} if profile.bandwidth_gb_s is not None else set()
+    figures |= {"cache_memory"} if profile.cache.memory is not None else set()
+    assert set(profile.source) == figures
+    assert all(len(text) > 5 for text in profile.source.values())
+    assert 0 < profile.idle_memory().free_bytes <= profile.idle_memory().total_bytes
+    assert profile.margin < profile.idle_memory().free_bytes
+
+
+def test_classes_that_users_expect() -> None:
+    assert {"orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb", "cpu"} <= set(profiles.names())
+    assert {"a100-80gb", "h100-80gb", "h200-141gb"} <= set(profiles.names())
+    nano = profiles.load("orin-nano-8gb")
+    assert (nano.kind, nano.backend, nano.weights) == ("unified", "cuda", "nf4")
+    assert nano.memory == 7607 * 2**20
+
+
+def test_unknown_profile_names_the_nearest_and_all() -> None:
+    with pytest.raises(UsageError) as error:
+        profiles.load("orin-nano")
+    assert "orin-nano-8gb?" in error.value.hint
+    assert all(name in error.value.hint for name in profiles.names())
+
+
+def test_own_file_and_its_mistakes(tmp_path: Path) -> None:
+    text = (profiles.configs_folder() / "devices/orin-nano-8gb.toml").read_text()
+    good = tmp_path / "mine.toml"
+    good.write_text(text)
+    assert profiles.load(good) == replace(profiles.load("orin-nano-8gb"), name="mine")
+    for before, after, words in [
+        ("chunk = 256", "chunks = 256", ["mine.toml", "'chunks'", "'chunk'"]),
+        ("chunk = 256", "chunk = 0", ["mine.toml", "chunk"]),
+        ("[cache]\npolicy", "[cache]\npolcy", ["mine.toml", "cache.polcy", "cache.policy"]),
+        ('margin = "1 GiB"', 'margin = "lots"', ["mine.toml", "margin", "512MiB"]),
+        ('weights = "nf4"', 'weights = "q4"', ["mine.toml", "weights", "nf4"]),
+        ('margin = "1 GiB"\n', "", ["mine.toml", "margin"]),
+        ("chunk = 256", "chunk =", ["mine.toml"]),
+    ]:
+        assert before in text
+        good.write_text(text.replace(before, after, 1))
+        with pytest.raises(UsageError) as error:
+            profiles.load(str(good))
+        assert all(word in error.value.message + error.value.hint for word in words), after
+    with pytest.raises(UsageError, match="no device profile at"):
+        profiles.load(str(tmp_path / "missing.toml"))
+
+
+def test_jetson_by_module_number(tmp_path: Path) -> None:
+    compatible = "nvidia,p3768-0000+p3767-0003\0nvidia,p3767-0003\0nvidia,tegra234"
+    found = detect(board(tmp_path, 7_700_000, "NVIDIA Jetson Orin Nano", compatible), no_gpu)
+    assert (found.name, found.memory) == ("orin-nano-8gb", 7_700_000 * 1024)
+
+
+def test_jetson_with_unlisted_module_number_by_memory(tmp_path: Path) -> None:
+    root = board(tmp_path, 15_700_000, "NVIDIA Jetson Orin NX Super", "nvidia,p9999\0nvidia,tegra234")
+    found = detect(root, no_gpu)
+    assert (found.name, found.title) == ("orin-nx-16gb", "NVIDIA Jetson Orin NX Super")
+
+
+def test_jetson_by_release_file(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3")
+    assert detect(board(tmp_path, 64_000_000), no_gpu).name == "agx-orin-64gb"
+
+
+def test_jetson_in_a_container_by_compute_capability(tmp_path: Path) -> None:
+    gpu = Gpu("Orin", 30 * GIB, (8, 7), True)
+    assert detect(board(tmp_path, 31_000_000), lambda: gpu).name == "agx-orin-32gb"
+
+
+def test_unknown_board_with_unified_memory_claims_no_bandwidth(tmp_path: Path) -> None:
+    gpu = Gpu("NVIDIA GB10", 120 * GIB, (12, 1), True)
+    found = detect(board(tmp_path, 127_600_748), lambda: gpu)
+    assert (found.name, found.kind, found.bandwidth_gb_s) == ("auto", "unified", None)
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "gib", "expected"),
+    [
+        ("NVIDIA H200", 139, "h200-141gb"),
+        ("NVIDIA A100-SXM4-80GB", 79, "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", 79, "h100-80gb"),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", 8, "rtx-4060-laptop-8gb"),
+        ("NVIDIA GeForce RTX 3060", 12, "auto"),
+        ("NVIDIA A100-SXM4-40GB", 40, "auto"),
+    ],
+)
+def test_graphics_cards(tmp_path: Path, gpu_name: str, gib: int, expected: str) -> None:
+    found = detect(board(tmp_path, 32_000_000), lambda: Gpu(gpu_name, gib * GIB, (8, 0), False))
+    assert (found.name, found.kind, found.memory) == (expected, "discrete", gib * GIB)
+    assert (found.bandwidth_gb_s is None) == (expected == "auto")
+
+
+def test_small_card_and_no_card(tmp_path: Path) -> None:
+    root = board(tmp_path, 32_000_000)
+    small = detect(root, lambda: Gpu("NVIDIA GTX 1650", 4 * GIB, (7, 5), False))
+    assert (small.weights, small.memory) == ("nf4", 4 * GIB)
+    assert detect(root, no_gpu).name == "cpu"
+
+
+def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(detection, "detect", lambda root=tmp_path: profiles.load("h200-141gb"))
+    assert profiles.load("auto").name == "h200-141gb"
