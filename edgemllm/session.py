@@ -110,6 +110,11 @@ class Session:
         self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens)
         return self._format
 
+    def clear(self) -> None:
+        """Forget everything; the cache's memory stays."""
+        self.cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers)
+        self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
         self.stopped = True

@@ -38,7 +38,6 @@ class ModelFamily(ABC):
 
     image_token: str | None = None
     video_token: str | None = None
-    tokens_per_frame: int = 0
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
@@ -81,6 +80,11 @@ class ModelFamily(ABC):
         ends = getattr(generation, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
+
+    @classmethod
+    def media_tokens(cls, config: Any) -> tuple[int, int]:
+        """Tokens of a video frame and, at most, of a still image, from the configuration alone: for planning."""
+        return 0, 0
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 

@@ -27,11 +27,16 @@ class LlavaOnevisionFamily(ModelFamily):
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
         super().__init__(model, tokenizer, folder)
-        full = model.config
-        self.image_token = tokenizer.convert_ids_to_tokens(full.image_token_id)
-        self.video_token = tokenizer.convert_ids_to_tokens(full.video_token_id)
-        side = full.vision_config.image_size // full.vision_config.patch_size
-        self.tokens_per_frame = math.ceil(side / 2) ** 2
+        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+        self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
+
+    @classmethod
+    def media_tokens(cls, config: Any) -> tuple[int, int]:
+        size = config.vision_config.image_size
+        side = size // config.vision_config.patch_size
+        grid = max((height // size * side) * (width // size * side + 1) for height, width in config.image_grid_pinpoints)
+        most = int(config.vision_aspect_ratio.strip("anyres_max_")) * side * (side + 1)
+        return math.ceil(side / 2) ** 2, side * side + min(grid, most)
 
     @cached_property
     def video_spec(self) -> PixelSpec:

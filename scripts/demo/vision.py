@@ -84,12 +84,12 @@ def train_vision(work: Path, steps: int, seed: int, rows: int = 192, peak: float
     held = slice(len(slide_frames) - 800, None)
     for step in range(steps):
         rng = np.random.default_rng([seed, step])
-        picks, footage = rng.integers(0, len(slide_frames) - 800, rows * 3 // 4), rng.integers(0, len(scenes), rows // 4)
+        picks, footage = rng.integers(0, len(slide_frames) - 800, rows * 7 // 8), rng.integers(0, len(scenes), rows // 8)
         frames = np.concatenate([slide_frames[picks, rng.integers(0, 2, len(picks))], scenes[footage]])
         kinds = torch.from_numpy(np.concatenate([labels[picks, 0], np.full(len(footage), 48)]))
         digits = torch.from_numpy(labels[picks, 1])
         kind, digit = reader(frame_tokens(model, shift(frames, rng)))
-        loss = nn.functional.cross_entropy(kind, kinds) + nn.functional.cross_entropy(digit[: len(picks)], digits)
+        loss = nn.functional.cross_entropy(kind, kinds) + 2 * nn.functional.cross_entropy(digit[: len(picks)], digits)
         loss.backward()
         optimisers.step(min(1.0, (step + 1) / 50) * peak * 0.5 * (1 + np.cos(np.pi * step / steps)))
         with torch.no_grad():

@@ -1,0 +1,5 @@
+"""`python -m edgemllm`."""
+
+from edgemllm.cli.main import main
+
+main()

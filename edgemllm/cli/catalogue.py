@@ -1,0 +1,80 @@
+"""`edgemllm policies` and `edgemllm profiles`: what there is to choose from."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Name = Annotated[str | None, typer.Argument(help="Show one in full.")]
+
+
+def policies(name: Name = None) -> None:
+    """List the cache policies, or show one with its source and settings."""
+    from edgemllm import policies as known
+
+    if name is None:
+        for each in known.names():
+            print(f"{each:16}{_first_line(known.find(each))}")
+        print("\nyour own:        --policy ./mine.py:Mine   settings: edgemllm policies NAME, then --set key=value")
+        return
+    cls = known.find(name)
+    module = inspect.getmodule(cls)
+    print(textwrap.dedent((module.__doc__ if module else "") or "").strip())
+    print("\nsettings (--set key=value):")
+    for key, kind, default, text in settings_of(cls):
+        print(f"  {key} = {default!r}  ({kind})")
+        print(textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      "))
+
+
+def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
+    """Name, type, default and docstring of every field, the policy's own first."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        texts.update(_field_docstrings(base))
+    fields = dataclasses.fields(cls)
+    own = [field for field in fields if field.name in cls.__dict__.get("__annotations__", {})]
+    rest = [field for field in fields if field not in own]
+    return [(field.name, str(field.type), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
+
+
+def _field_docstrings(cls: type[Any]) -> dict[str, str]:
+    """The string literals below the fields, which Python itself throws away."""
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
+                found[field.target.id] = " ".join(text.value.value.split())
+    return found
+
+
+def _first_line(cls: type[Any]) -> str:
+    module = inspect.getmodule(cls)
+    text = ((module.__doc__ if module else "") or "").strip().splitlines()[0]
+    return text.split(": ", 1)[-1]
+
+
+def profiles(name: Name = None) -> None:
+    """List the device profiles, or show one with the source of every figure."""
+    from edgemllm.device import profiles as known
+    from edgemllm.device.memory import human_bytes
+
+    if name is None:
+        here = known.detect().name
+        for each in known.names():
+            profile = known.load(each)
+            memory = human_bytes(profile.memory) if profile.memory else "what is free"
+            print(f"{each:26}{memory:>14}  {profile.weights:5} {profile.title}{'   <- this machine' if each == here else ''}")
+        return
+    path = Path(name) if Path(name).is_file() else known.configs_folder() / f"{known.load(name).name}.toml"
+    print(path.read_text().rstrip())

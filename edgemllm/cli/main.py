@@ -1,0 +1,115 @@
+"""The command line: errors become one line and an exit code, signals end a run in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgemllm.errors import EdgeError
+
+
+class Commands(TyperGroup):
+    """Turns every failure into a line on stderr and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; EdgeError, Ctrl-C and a closed pipe end it without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"  try: {error.hint}", file=sys.stderr)
+            if _debugging():
+                traceback.print_exc()
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("EDGEMLLM_DEBUG")) or "-v" in sys.argv or "--verbose" in sys.argv
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    from edgemllm import __version__
+
+    parts = [f"edgemllm {__version__}", f"python {sys.version.split()[0]}"]
+    for name in ("torch", "transformers", "bitsandbytes"):
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            parts.append(f"{name} not installed")
+    print(", ".join(parts))
+    raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit.")] = False,
+) -> None:
+    """Chat with hours of video and text in a KV cache of fixed size."""
+    from edgemllm.cli.options import defaults_from_files
+
+    commands = ctx.command.commands  # type: ignore[attr-defined]
+    ctx.default_map = defaults_from_files(
+        {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
+    )
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Libraries say nothing on their own unless asked to: stderr is our interface."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr)
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def main() -> None:
+    """The entry point `edgemllm`."""
+    app()
+
+
+def _register() -> None:
+    from edgemllm.cli import catalogue, chat, plan
+
+    app.command(name="chat")(chat.chat)
+    app.command(name="plan")(plan.plan)
+    app.command(name="policies")(catalogue.policies)
+    app.command(name="profiles")(catalogue.profiles)
+
+
+_register()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The options that mean the same in every command, and where else their values come from."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgemllm.errors import UsageError, nearest
+
+MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
+
+
+def _option(*names: str, help: str, panel: str, **more: Any) -> Any:  # noqa: A002
+    environment = "EDGEMLLM_" + names[0].strip("-").upper().replace("-", "_")
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, **more)
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """Names for the shell, without importing a policy."""
+    from edgemllm import policies
+
+    return [name for name in policies.names() if name.startswith(incomplete)]
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    """Names for the shell."""
+    from edgemllm.device import profiles
+
+    return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
+
+
+Model = Annotated[str, _option("--model", "-m", help="A folder, a hub id, or demo.", panel=MODEL)]
+Quant = Annotated[str, _option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)]
+Dtype = Annotated[str, _option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)]
+Device = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)]
+Offline = Annotated[bool, _option("--offline", help="Never touch the network.", panel=MODEL)]
+Trust = Annotated[bool, _option("--trust-remote-code", help="Let the checkpoint's own code run.", panel=MODEL)]
+Profile = Annotated[
+    str, _option("--profile", "-p", help="auto, a name or a file.", panel=MEMORY, autocompletion=complete_profile)
+]
+Policy = Annotated[
+    str | None,
+    _option(
+        "--policy",
+        help="Which tokens the cache keeps: a name of `edgemllm policies`, or file.py:Class. [default: the profile's]",
+        panel=MEMORY,
+        autocompletion=complete_policy,
+    ),
+]
+Settings = Annotated[list[str], _option("--set", help="A policy's own setting, key=value; repeatable.", panel=MEMORY)]
+KvBudget = Annotated[
+    str, _option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY)
+]
+ChunkSize = Annotated[
+    int | None,
+    _option("--chunk", help="Prefill chunk in tokens. Try 128 or 64 if memory runs out during prefill.", panel=MEMORY),
+]
+Videos = Annotated[list[str], _option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
+Images = Annotated[list[str], _option("--image", help="A still image; repeatable.", panel=MEDIA)]
+Fps = Annotated[float, _option("--fps", help="Frames a second to look at.", panel=MEDIA)]
+MaxFrames = Annotated[
+    int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)
+]
+Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
+End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
+System = Annotated[str | None, _option("--system", "-s", help="A system prompt.", panel=ANSWER)]
+MaxTokens = Annotated[int, _option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
+Temperature = Annotated[float, _option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]
+TopP = Annotated[float, _option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)]
+Seed = Annotated[int, _option("--seed", help="Of the sampling.", panel=ANSWER)]
+Json = Annotated[bool, _option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
+Jsonl = Annotated[bool, _option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)]
+Quiet = Annotated[bool, _option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
+Verbose = Annotated[bool, _option("--verbose", "-v", help="Also tracebacks and the libraries' warnings.", panel=OUTPUT)]
+Progress = Annotated[str, _option("--progress", help="auto, plain or none.", panel=OUTPUT)]
+DryRun = Annotated[bool, _option("--dry-run", help="Plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]
+
+
+def config_files() -> list[Path]:
+    """`./edgemllm.toml` and the user's, the first of them wins."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [path for path in (Path("edgemllm.toml"), home / "edgemllm" / "config.toml") if path.is_file()]
+
+
+def defaults_from_files(commands: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
+    """Option values of the configuration files for every command, as click's `default_map`.
+
+    `commands` maps a command to its option names. Top-level keys count for every command that has the option, a table
+    `[chat]` for that one. Raises UsageError for an unknown key.
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in commands}
+    known = {option for options in commands.values() for option in options}
+    for path in reversed(config_files()):
+        for key, value in _read(path).items():
+            if isinstance(value, dict) and key in commands:
+                for inner, setting in value.items():
+                    _known(inner, commands[key], path)
+                    found[key][inner.replace("-", "_")] = setting
+                continue
+            _known(key, known, path)
+            for name, options in commands.items():
+                if key.replace("-", "_") in options:
+                    found[name][key.replace("-", "_")] = value
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _known(key: str, known: set[str], path: Path) -> None:
+    if key.replace("-", "_") not in known:
+        names = [name.replace("_", "-") for name in known]
+        raise UsageError(f"{path}: unknown key {key!r}{nearest(key, names)}", "keys are option names without the dashes")

@@ -1,0 +1,195 @@
+"""From what the user asked for to an open session: profile, policy, plan, weights, in that order.
+
+Nothing large is loaded before the plan says that it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgemllm.device import memory, profiles
+from edgemllm.device.plan import Plan, parse_kv_budget, plan
+from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
+
+if TYPE_CHECKING:
+    from edgemllm.device.profiles import DeviceProfile
+    from edgemllm.models.loading import Checkpoint
+    from edgemllm.session import Session
+
+QUANTISATIONS = ("auto", "none", "nf4", "int8")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+SMALL_MODEL = 200_000_000
+"""Below this many quantisable parameters `--quant auto` leaves the weights alone: nothing to gain, quality to lose."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options say, before anything is looked up."""
+
+    model: str = "demo"
+    profile: str = "auto"
+    policy: str | None = None
+    settings: Sequence[str] = ()
+    kv_budget: str = "auto"
+    quant: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    chunk: int | None = None
+    offline: bool = False
+    trust_remote_code: bool = False
+    system: str | None = None
+
+
+@dataclass
+class Launch:
+    """Everything decided, nothing loaded."""
+
+    request: Request
+    profile: DeviceProfile
+    policy_name: str
+    policy: Any
+    checkpoint: Checkpoint
+    quant: str
+    dtype: str
+    device: str
+    chunk: int
+    budget: int | None
+    plan: Plan
+    memory: memory.Memory
+    notes: list[str] = field(default_factory=list)
+
+    def open(self, on_step: Callable[[Session], None] | None = None) -> Session:
+        """Load the weights and begin an empty session. Raises DoesNotFitError before loading anything."""
+        if not self.plan.fits:
+            raise self.plan.error()
+        from edgemllm.models.loading import load, quantisation_of
+        from edgemllm.session import Session
+
+        with out_of_memory():
+            family = load(self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code)
+        self.quant = quantisation_of(family.model)
+        session = Session(family, self.policy, self.budget, self.chunk, self.request.system)
+        if on_step is not None:
+            session.on_step = on_step
+        return session
+
+    def describe(self) -> dict[str, Any]:
+        """The fields every run's JSON begins with."""
+        return {
+            "model": self.request.model,
+            "profile": self.profile.name,
+            "policy": self.policy_name,
+            "quant": self.quant,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+
+def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda config: None, plan_only: bool = False) -> Launch:
+    """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
+
+    Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
+    """
+    from edgemllm import policies
+    from edgemllm.models import loading
+    from edgemllm.models.base import cache_spec
+
+    for name, value, known in (
+        ("quant", request.quant, QUANTISATIONS), ("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES),
+    ):  # fmt: skip
+        if value not in known:
+            raise UsageError(f"--{name} {value} is unknown", f"one of {', '.join(known)}")
+    if request.chunk is not None and request.chunk < 1:
+        raise UsageError(f"--chunk {request.chunk} feeds nothing", "a number from 1 upwards")
+    profile = profiles.load(request.profile)
+    policy_name = request.policy or profile.cache.policy
+    policy = policies.build(policy_name, request.settings)
+    budget = parse_kv_budget(request.kv_budget)
+    checkpoint = loading.locate(request.model, request.offline, request.trust_remote_code)
+    family = checkpoint.family
+
+    from edgemllm.device.model_spec import ModelSpec
+
+    device = _device(request.device, profile)
+    dtype = _dtype(request.dtype, profile, device)
+    spec = ModelSpec.from_config(checkpoint.config)
+    quant = request.quant
+    if quant == "auto":
+        quant = profile.weights if spec.linear_parameters >= SMALL_MODEL else "none"
+    shape = cache_spec(checkpoint.config.get_text_config(), _itemsize(dtype), family.axes)
+    chunk = request.chunk or profile.chunk
+    here = memory.probe(device) if request.profile == "auto" or not plan_only else profile.idle_memory()
+    planned = plan(
+        profile, here, spec, quant, dtype, chunk, budget,
+        kv_bytes_per_token=shape.token_bytes(policy),
+        kv_fixed_bytes=shape.fixed_bytes(policy),
+        minimum_tokens=policy.minimum() + 1,
+        input_tokens=input_tokens(checkpoint.config),
+        policy_name=policy_name,
+        unbounded=not policy.bounded,
+        renumbers=policy.positions == "cache",
+        score_rows=min(chunk, max(policy.query_window, policy.observe_window)),
+    )  # fmt: skip
+    slots: int | None = planned.kv_budget_tokens
+    if not policy.bounded and budget.kind == "auto":
+        slots = None
+    if slots is not None:
+        room = slots - policy.minimum()
+        if request.chunk is not None and request.chunk > room and policy.bounded:
+            raise DoesNotFitError(
+                f"chunks of {request.chunk} tokens leave too little of a KV budget of {slots} tokens a layer",
+                f"--chunk {room} or less, or a larger --kv-budget",
+            )
+        # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
+        chunk = request.chunk or max(1, min(chunk, slots // 4, room))
+    return Launch(
+        request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here
+    )
+
+
+class out_of_memory:  # noqa: N801
+    """Turns the shapes in which memory runs out into one error."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _means_out_of_memory(str(error))):
+            first = str(error).splitlines()[0] if str(error) else "the host has no more"
+            raise OutOfMemoryError(
+                f"out of memory: {first}", "a smaller --kv-budget or --chunk, or --quant nf4; edgemllm plan shows the parts"
+            ) from error
+
+
+def _means_out_of_memory(text: str) -> bool:
+    # The second and third are how Tegra says it: no OutOfMemoryError there.
+    signs = ("out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMapMemAlloc", "can't allocate memory")
+    return any(sign in text for sign in signs)
+
+
+def _device(wanted: str, profile: DeviceProfile) -> str:
+    if wanted == "cpu" or (wanted == "auto" and profile.backend == "cpu"):
+        return "cpu"
+    import torch
+
+    kind = profile.backend if wanted == "auto" else wanted
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}[kind]()
+    if there:
+        return kind
+    if wanted == "auto":
+        return "cpu"
+    raise UsageError(f"--device {wanted}: this machine's torch has no {wanted}", "--device cpu, or --device auto")
+
+
+def _dtype(wanted: str, profile: DeviceProfile, device: str) -> str:
+    if wanted != "auto":
+        return wanted
+    # Most processors compute half precision more slowly than single.
+    return "float32" if device == "cpu" else profile.dtype
+
+
+def _itemsize(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2
