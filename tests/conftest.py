@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 # Tests never touch the network, and small models are slower on many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -1,5 +1,6 @@
 """The planner: budgets as people write them, exact weight bytes, sums that add up, advice that fits."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_parts_sum_up(qwen_7b: ModelSpec, name: str) -> None:
     assert made.total_bytes == parts
     assert made.kv_bytes == 12_345 + 2048 * 56 * 1024
     assert made.fits == (made.total_bytes <= made.free_bytes)
-    assert list(made.to_json()) == CONTRACT
+    assert list(made.as_json()) == CONTRACT
     assert bool(made.decode_tps_ceiling) == (profiles.load(name).bandwidth_gb_s is not None)
 
 
@@ -152,6 +153,7 @@ def test_full_needs_the_whole_input(qwen_7b: ModelSpec) -> None:
     made = make(qwen_7b, "orin-nx-16gb", input_tokens=230_400, **full)
     assert not made.fits
     assert made.kv_bytes == 230_400 * 56 * 1024
+    assert made == make(qwen_7b, "orin-nx-16gb", input_tokens=230_400, **{**full, "unbounded": False}, bounded=False)
     assert made.suggestions[-1].startswith("--policy inf-mllm --kv-budget 8192   needs ")
     assert make(qwen_7b, "h200-141gb", input_tokens=230_400, **full).fits
     longest = make(qwen_7b, "h200-141gb", **full)
@@ -162,19 +164,49 @@ def test_full_needs_the_whole_input(qwen_7b: ModelSpec) -> None:
 
 
 def test_advice_fits_when_followed(qwen_7b: ModelSpec) -> None:
-    made = make(qwen_7b, "rtx-4080-laptop-12gb", quant="none")
+    made = make(qwen_7b, "rtx-laptop-12gb", quant="none")
     assert not made.fits
     assert made.suggestions
     assert made.suggestions[0].startswith("--quant ")
     words = made.suggestions[0].split()
-    assert make(qwen_7b, "rtx-4080-laptop-12gb", quant=words[1]).fits
+    assert make(qwen_7b, "rtx-laptop-12gb", quant=words[1]).fits
+
+
+def follow(spec: ModelSpec, line: str, **arguments: Any) -> Plan:
+    """The plan of a run with a suggestion's options typed."""
+    words = line.partition("   needs ")[0].split()
+    typed = dict(zip(words[::2], words[1::2], strict=True))
+    read = {"--quant": ("quant", str), "--chunk": ("chunk", int), "--kv-budget": ("budget", parse_kv_budget)}
+    read["--policy"] = ("bounded", bool)
+    return make(spec, **{**arguments, **{read[key][0]: read[key][1](value) for key, value in typed.items()}})
+
+
+@pytest.mark.parametrize("budget", ["auto", "16384", "300"])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_every_suggestion_fits_with_room_for_its_chunk(qwen_7b: ModelSpec, budget: str, bounded: bool) -> None:
+    seen = 0
+    for quant, gib in itertools.product(("none", "int8", "nf4"), range(6, 24)):
+        arguments: dict[str, Any] = {
+            "memory": Memory("unified", gib * GIB, 32 * GIB, "MemAvailable"),
+            "quant": quant,
+            "chunk": 2048,
+            "budget": parse_kv_budget(budget),
+            "bounded": bounded,
+            "input_tokens": None if bounded else 250,
+        }
+        made = make(qwen_7b, **arguments)
+        for line in made.suggestions:
+            seen += 1
+            followed = follow(qwen_7b, line, **arguments)
+            assert followed.fits, line
+            if "--chunk" in line and (bounded or "--policy" in line):
+                assert int(line.partition("--chunk ")[2].split()[0]) + 128 <= followed.kv_budget_tokens, line
+    assert seen > 5
 
 
 def test_several_changes_together_and_a_model_that_is_too_large(qwen_7b: ModelSpec) -> None:
     tight = Memory("discrete", 9 * GIB, 12 * GIB, "GPU memory")
-    made = make(
-        qwen_7b, "rtx-4080-laptop-12gb", memory=tight, quant="none", chunk=2048, budget=KVBudget("tokens", 16384)
-    )
+    made = make(qwen_7b, "rtx-laptop-12gb", memory=tight, quant="none", chunk=2048, budget=KVBudget("tokens", 16384))
     assert not made.fits
     assert made.suggestions
     assert all(line.count("--") >= 2 for line in made.suggestions)

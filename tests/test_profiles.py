@@ -1,5 +1,6 @@
 """Device profiles: every shipped file is complete and sourced, mistakes are explained, machines are recognised."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_every_shipped_profile_loads_and_every_figure_has_a_source(name: str) ->
 def test_classes_that_users_expect() -> None:
     assert {"orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb", "cpu"} <= set(profiles.names())
     assert {"a100-80gb", "h100-80gb", "h200-141gb"} <= set(profiles.names())
+    assert {f"rtx-laptop-{size}gb" for size in (8, 12, 16, 24)} <= set(profiles.names())
     nano = profiles.load("orin-nano-8gb")
     assert (nano.kind, nano.backend, nano.weights) == ("unified", "cuda", "nf4")
     assert nano.memory == 7607 * 2**20
@@ -51,8 +53,21 @@ def test_classes_that_users_expect() -> None:
 def test_unknown_profile_names_the_nearest_and_all() -> None:
     with pytest.raises(UsageError) as error:
         profiles.load("orin-nano")
-    assert "orin-nano-8gb?" in error.value.hint
+    assert "did you mean 'orin-nano-8gb'?" in error.value.message
     assert all(name in error.value.hint for name in profiles.names())
+    with pytest.raises(UsageError) as error:
+        profiles.load("toaster")
+    assert "did you mean" not in error.value.message
+    assert "cpu" in error.value.hint
+
+
+def test_profiles_of_a_checkout_and_of_an_installed_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (profiles.configs_folder() / "devices/cpu.toml").is_file()
+    installed = tmp_path / "site-packages/edgemllm/configs"
+    shutil.copytree(profiles.configs_folder(), installed)
+    monkeypatch.setattr(profiles, "__file__", str(installed.parent / "device/profiles.py"))
+    assert profiles.configs_folder() == installed
+    assert profiles.load("cpu").backend == "cpu"
 
 
 def test_own_file_and_its_mistakes(tmp_path: Path) -> None:
@@ -113,7 +128,7 @@ def test_unknown_board_with_unified_memory_claims_no_bandwidth(tmp_path: Path) -
         ("NVIDIA H200", 139, "h200-141gb"),
         ("NVIDIA A100-SXM4-80GB", 79, "a100-80gb"),
         ("NVIDIA H100 80GB HBM3", 79, "h100-80gb"),
-        ("NVIDIA GeForce RTX 4070 Laptop GPU", 8, "rtx-4060-laptop-8gb"),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", 8, "rtx-laptop-8gb"),
         ("NVIDIA GeForce RTX 3060", 12, "auto"),
         ("NVIDIA A100-SXM4-40GB", 40, "auto"),
     ],

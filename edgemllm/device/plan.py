@@ -23,6 +23,9 @@ __all__ = ["KVBudget", "ModelSpec", "Plan", "activation_bytes", "parse_kv_budget
 _Change = tuple[str, dict[str, Any]]
 """What to type, and the fields it changes."""
 
+CHUNKS = (512, 256, 128, 64, 32, 16)
+"""Chunks to suggest, the largest first."""
+
 JSON_FIELDS = (
     "fits",
     "weights_bytes",
@@ -63,11 +66,13 @@ class Plan:
     where: str = ""
     """The kind of memory, its source and the device, for messages."""
 
-    def to_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The object of `edgemllm plan --json`."""
         values = asdict(self)
         fields = {name: values[name] for name in JSON_FIELDS}
         return {"schema": "edgemllm/1", "command": "plan", **fields, "suggestions": list(self.suggestions)}
+
+    to_json = as_json  # the name that the command line still calls
 
     def error(self) -> DoesNotFitError:
         """What is needed, what is free, and what to type."""
@@ -96,6 +101,7 @@ def plan(
     minimum_tokens: int,
     input_tokens: int | None,
     policy_name: str,
+    bounded: bool = True,
     *,
     unbounded: bool = False,
     renumbers: bool = True,
@@ -105,9 +111,10 @@ def plan(
 ) -> Plan:
     """The plan of one run.
 
-    `unbounded`: the policy never evicts, and `bounded_kv_bytes_per_token` is what a policy that does would take.
-    `renumbers`: positions stay inside the cache's length. `frames`: encoded at once. `score_rows`: queries whose
-    attention is looked at together (none: the whole chunk).
+    Not `bounded` (or `unbounded`, the same for older callers): the policy never evicts, and
+    `bounded_kv_bytes_per_token` is what a policy that does would take. `renumbers`: positions stay inside the
+    cache's length. `frames`: encoded at once. `score_rows`: queries whose attention is looked at together
+    (none: the whole chunk).
     """
     if dtype not in ITEM_BYTES or chunk < 1:
         raise UsageError(
@@ -115,7 +122,7 @@ def plan(
         )
     case = Case(
         profile, memory, spec, quant, dtype, chunk, budget, kv_bytes_per_token, kv_fixed_bytes, minimum_tokens,
-        input_tokens, policy_name, unbounded, renumbers, score_rows, frames,
+        input_tokens, policy_name, unbounded or not bounded, renumbers, score_rows, frames,
         bounded_kv_bytes_per_token,
     )  # fmt: skip
     made = _add_up(case, tokens_per_layer(case))
@@ -166,9 +173,20 @@ def _first_fit(case: Case, groups: tuple[list[_Change], ...]) -> str:
         for _, fields in changes:
             tried = replace(tried, **fields)
         made = _add_up(tried, tokens_per_layer(tried))
-        if made.fits:
-            return f"{' '.join(text for text, _ in changes)}   needs {human_bytes(made.total_bytes)}"
+        # A chunk has to fit beside what the policy always keeps, or following the advice ends in the next error.
+        chunk = _largest_chunk(tried, made.kv_budget_tokens)
+        if not made.fits or chunk == 0:
+            continue
+        made = _add_up(replace(tried, chunk=chunk), made.kv_budget_tokens)
+        typed = [text for text, _ in changes if text] + ([f"--chunk {chunk}"] if chunk != case.chunk else [])
+        return f"{' '.join(typed)}   needs {human_bytes(made.total_bytes)}"
     return ""
+
+
+def _largest_chunk(case: Case, tokens: int) -> int:
+    """The case's chunk or a smaller one that `tokens` a layer have room for; 0 if there is none worth typing."""
+    room = case.chunk
+    return case.chunk if case.chunk <= room else next((size for size in CHUNKS if size <= room), 0)
 
 
 def _smaller_weights(case: Case) -> list[_Change]:
@@ -186,7 +204,7 @@ def _shrinks(case: Case, quant: str) -> bool:
 
 
 def _smaller_chunk(case: Case) -> list[_Change]:
-    return [(f"--chunk {size}", {"chunk": size}) for size in (512, 256, 128, 64) if size < case.chunk]
+    return [("", {"chunk": size}) for size in CHUNKS if 64 <= size < case.chunk]  # typed by _first_fit
 
 
 def _smaller_cache(case: Case, tokens: int) -> list[_Change]:
@@ -196,6 +214,7 @@ def _smaller_cache(case: Case, tokens: int) -> list[_Change]:
         # Another policy keeps notes beside keys and values: never more than those, unless the caller knows better.
         option, least = "--policy inf-mllm ", max(least, 1024)
         cost = case.bounded_kv_bytes_per_token or 2 * case.kv_bytes_per_token
-        fields = {"unbounded": False, "kv_bytes_per_token": cost}
+        # What that policy always keeps is not known here: half of the smallest cache is more than it needs.
+        fields = {"unbounded": False, "kv_bytes_per_token": cost, "minimum_tokens": max(case.minimum_tokens, 512)}
     sizes = [size for size in (8192, 4096, 2048, 1024, 512, 256) if least <= size < tokens]
     return [(f"{option}--kv-budget {size}", {**fields, "budget": KVBudget("tokens", size)}) for size in sizes]

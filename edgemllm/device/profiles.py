@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm.device.memory import Memory, MemoryKind, parse_bytes, probe
-from edgemllm.errors import UsageError
+from edgemllm.errors import UsageError, nearest
 
 CHOICES = {
     "kind": ("unified", "discrete", "host"),
@@ -118,10 +117,9 @@ def load(name_or_file: str | Path) -> DeviceProfile:
         raise UsageError(
             f"no device profile at {path}", f"the file does not exist; shipped profiles: {', '.join(names())}"
         )
-    near = difflib.get_close_matches(text.lower(), names(), n=1, cutoff=0)
     raise UsageError(
-        f"no device profile named '{text}'",
-        f"did you mean {near[0]}? There are: auto, {', '.join(names())}, or the path of a .toml file",
+        f"no device profile named {text!r}{nearest(text.lower(), names())}",
+        f"one of auto, {', '.join(names())}, or the path of a .toml file",
     )
 
 
@@ -166,8 +164,7 @@ def _check_keys(path: Path, table: dict[str, Any]) -> None:
 
 
 def _unknown_key(path: Path, key: str, known: list[str]) -> UsageError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-    return UsageError(f"{path}: unknown key '{key}'", f"did you mean '{near[0]}'? Known keys: {', '.join(known)}")
+    return UsageError(f"{path}: unknown key {key!r}{nearest(key, known)}", f"known keys: {', '.join(known)}")
 
 
 def _profile(path: Path, table: dict[str, Any]) -> DeviceProfile:

@@ -16,15 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edgemllm.errors import MissingError
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What transformers' LLaVA-OneVision processors use where the checkpoint's files say nothing."""
-
-CONFIGS = {
-    "video": ("video_preprocessor_config.json", "preprocessor_config.json"),
-    "image": ("preprocessor_config.json",),
-}
 
 
 @dataclass(frozen=True)
@@ -38,29 +35,79 @@ class PixelSpec:
     rescale: float = 1 / 255
     resample: int = 3
     """Pillow's code; 3 = bicubic."""
+    edge: int | None = None
+    """Length that the shortest side gets before the middle is cut out; None: the whole picture is squashed."""
 
     @classmethod
     def from_folder(cls, folder: str | Path, kind: str = "video") -> PixelSpec:
         """Read a checkpoint's pre-processor files; `kind` is video or image."""
-        found: dict[str, Any] = {}
-        combined = Path(folder) / "processor_config.json"
-        if combined.is_file():
-            found = json.loads(combined.read_text()).get(f"{kind}_processor") or {}
-        for name in CONFIGS[kind]:
-            path = Path(folder) / name
-            if not found and path.is_file():
-                found = json.loads(path.read_text())
-        size = found.get("size") or {}
-        side = size.get("shortest_edge") or 384
-        default = cls()
+        found, default = processor_config(Path(folder), kind), cls()
+        height, width, edge = geometry(found, default)
+        normalise_it = found.get("do_normalize", True)
         return cls(
-            height=size.get("height", side),
-            width=size.get("width", side),
-            mean=tuple(found.get("image_mean") or default.mean),
-            std=tuple(found.get("image_std") or default.std),
-            rescale=found.get("rescale_factor", default.rescale),
+            height=height,
+            width=width,
+            mean=tuple(found.get("image_mean") or default.mean) if normalise_it else (0.0, 0.0, 0.0),
+            std=tuple(found.get("image_std") or default.std) if normalise_it else (1.0, 1.0, 1.0),
+            rescale=found.get("rescale_factor", default.rescale) if found.get("do_rescale", True) else 1.0,
             resample=found.get("resample", default.resample),
+            edge=edge,
         )
+
+
+def processor_config(folder: Path, kind: str) -> dict[str, Any]:
+    """What a checkpoint says about a kind of input. As in transformers, the combined file goes first."""
+    combined = read_json(folder / "processor_config.json")
+    found: dict[str, Any] = combined.get(f"{kind}_processor") or {}
+    if kind == "video":
+        found = found or read_json(folder / "video_preprocessor_config.json")
+    return found or read_json(folder / "preprocessor_config.json") or combined.get("image_processor") or {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's object, empty where there is no file."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise MissingError(f"{path} is not complete JSON: {error}", "download the model again") from error
+    return found
+
+
+def geometry(found: dict[str, Any], default: PixelSpec) -> tuple[int, int, int | None]:
+    """Height, width and `edge`. Old files write `"size": 224`."""
+    size, crop = found.get("size") or {}, found.get("crop_size") or {}
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    if not found.get("do_center_crop"):
+        crop = {}
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    side = size.get("shortest_edge")
+    if side and crop:
+        return crop["height"], crop["width"], side
+    # A shortest side without a crop would leave pictures of different sizes: towers with one input size get a square.
+    return size.get("height") or side or default.height, size.get("width") or side or default.width, None
+
+
+def pixels(frames: Sequence[Pixels], spec: PixelSpec) -> Tensor:
+    """Frames (H, W, 3) RGB, brought to the model's size and normalised: (n, 3, height, width) float32."""
+    return normalise(np.stack([fit(frame, spec) for frame in frames]), spec)
+
+
+def fit(image: Pixels, spec: PixelSpec) -> Pixels:
+    """(H, W, 3) to (height, width, 3): squashed, or the middle of it."""
+    if spec.edge is None:
+        return resize(image, spec.height, spec.width, spec.resample)
+    from transformers.image_transforms import center_crop, get_resize_output_image_size
+    from transformers.image_utils import ChannelDimension
+
+    last = ChannelDimension.LAST
+    height, width = get_resize_output_image_size(image, spec.edge, default_to_square=False, input_data_format=last)
+    resized = resize(image, height, width, spec.resample)
+    middle: Pixels = center_crop(resized, (spec.height, spec.width), input_data_format=last)
+    return middle
 
 
 def resize(image: Pixels, height: int, width: int, resample: int) -> Pixels:
@@ -70,40 +117,33 @@ def resize(image: Pixels, height: int, width: int, resample: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((width, height), resample=Image.Resampling(resample)))
 
 
-def pixels(frames: Sequence[Pixels], spec: PixelSpec) -> Tensor:
-    """Frames (H, W, 3) squashed to the model's size and normalised, (n, 3, height, width) float32."""
-    squashed = np.stack([resize(frame, spec.height, spec.width, spec.resample) for frame in frames])
-    return normalise(squashed, spec)
-
-
 def normalise(images: Pixels, spec: PixelSpec) -> Tensor:
-    """(n, H, W, 3) uint8 to (n, 3, H, W) float32."""
-    scaled = images.transpose(0, 3, 1, 2).astype(np.float64) * spec.rescale
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    return torch.from_numpy(((scaled.astype(np.float32) - mean) / std).astype(np.float32))
+    """(n, H, W, 3) uint8 to (n, 3, H, W) float32, in transformers' order and precision of arithmetic."""
+    scaled = (images.astype(np.float64) * spec.rescale).astype(np.float32)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2)))
 
 
 def anyres(image: Pixels, spec: PixelSpec, pinpoints: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, int]]:
-    """A still image at any resolution: the whole squashed, then tiles of the best fitting grid.
+    """A still image at any resolution: the whole squashed, then the tiles of the best fitting grid.
 
     Returns (1 + tiles, 3, height, width) and the image's own (height, width).
     """
-    from transformers.image_processing_utils import select_best_resolution
+    from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+    from transformers.image_utils import ChannelDimension
 
     height, width = image.shape[:2]
-    best_height, best_width = select_best_resolution((height, width), [list(point) for point in pinpoints])
-    # As transformers' get_patch_output_size: fill one side, round the other up.
-    scale_width, scale_height = best_width / width, best_height / height
-    if scale_width < scale_height:
-        new_width, new_height = best_width, min(-int(-(height * scale_width) // 1), best_height)
-    else:
-        new_height, new_width = best_height, min(-int(-(width * scale_height) // 1), best_width)
-    canvas = np.zeros((best_height, best_width, 3), np.uint8)
-    top, left = (best_height - new_height) // 2, (best_width - new_width) // 2
-    canvas[top : top + new_height, left : left + new_width] = resize(image, new_height, new_width, spec.resample)
+    best = select_best_resolution((height, width), [list(point) for point in pinpoints])
+    inner_height, inner_width = get_patch_output_size(image, best, input_data_format=ChannelDimension.LAST)
+    canvas = np.zeros((*best, 3), np.uint8)
+    top, left = (best[0] - inner_height) // 2, (best[1] - inner_width) // 2
+    canvas[top : top + inner_height, left : left + inner_width] = resize(
+        image, inner_height, inner_width, spec.resample
+    )
+    whole = resize(image, spec.edge or spec.height, spec.edge or spec.width, spec.resample)
     tiles = [
         canvas[row : row + spec.height, column : column + spec.width]
-        for row in range(0, best_height, spec.height)
-        for column in range(0, best_width, spec.width)
+        for row in range(0, best[0], spec.height)
+        for column in range(0, best[1], spec.width)
     ]
-    return pixels([image, *tiles], spec), (height, width)
+    return pixels([whole, *tiles], spec), (height, width)

@@ -66,7 +66,12 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0) -> Frame:
         raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
     try:
         with Image.open(path) as image:
-            return Frame(np.array(ImageOps.exif_transpose(image).convert("RGB")), seconds, index)
+            upright = ImageOps.exif_transpose(image)
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                # Transparency lies on white, as in transformers.
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return Frame(np.array(upright.convert("RGB")), seconds, index)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         size = Path(path).stat().st_size
         raise MediaError(
@@ -114,7 +119,7 @@ class Video:
     ) -> Video:
         """Open a file, folder of images, camera or stream.
 
-        `fps` frames a second are delivered, chosen by time stamp (None: every frame), between `start` and `end` seconds;
+        `fps` frames a second are delivered, chosen by time stamp (None: every frame), from `start` to `end` seconds;
         `max_frames` spreads evenly over that span where its length is known, and stops there where not. Raises
         MissingError, MediaError, and UsageError for a span outside the video.
         """
@@ -165,6 +170,8 @@ class Video:
             yield frame
             if self.max_frames is not None and self.frames_seen >= self.max_frames:
                 return
+        if not self.frames_seen and self.shortfall:
+            raise MediaError(f"{self.path}: {self.shortfall}", "fetch it again, or choose an earlier --start")
         if not self.frames_seen and not self.live:
             raise UsageError(
                 f"{self.path} has no frame from {self.start:g} s on" + (f" before {self.end:g} s" if self.end else ""),

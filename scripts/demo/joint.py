@@ -67,41 +67,43 @@ def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
 
 
 def stage(progress: float) -> tuple[int, int, int]:
-    """Streams of a batch, their length, and the most slides of one: short and easy first, full context at the end."""
-    for until, count, length, most in (
-        (0.12, 24, 192, 6), (0.28, 18, 256, 10), (0.5, 12, 384, 18), (0.75, 8, 640, 30), (1.01, 5, 1024, 44),
-    ):  # fmt: skip
+    """Rows of a batch, their length, and the most slides of a stream: short and easy first, full context at the end."""
+    for until, rows, length, most in ((0.15, 20, 256, 6), (0.3, 20, 256, 9), (0.5, 20, 256, 14), (0.8, 10, 512, 26)):
         if progress < until:
-            return count, length, most
-    raise AssertionError
+            return rows, length, most
+    return 5, 1024, 44
 
 
-def train_joint(work: Path, minutes: float, seed: int, text_rows: int = 6) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`."""
+def train_joint(work: Path, minutes: float, seed: int) -> None:
+    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose."""
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     model = assemble(work)
     table, bank = feature_table(model, work)
-    print(f"joint: {len(table)} frame tokens", flush=True)
+    if (work / "joint.pt").exists():
+        model.load_state_dict(torch.load(work / "joint.pt", weights_only=True))
     writer = Writer(tokenizer, bank)
     optimisers = Optimisers(
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.015, adam=1.5e-3, embedding=2e-3
     )
     text_model, head = model.model.language_model, model.lm_head
-    compiled = torch.compile(text_model)
+    # One compilation a length pays for itself except for the last, short stage.
+    compiled = torch.compile(text_model, dynamic=False)
     started, shown, step = time.time(), {"text": 0.0, "answer": 0.0}, 0
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
-        count, length, most = stage(progress)
-        batch = writer.batch(rng, count, length, most)
-        hidden = compiled(inputs_embeds=embed(model, table, batch), use_cache=False).last_hidden_state
+        rows, length, most = stage(progress)
+        prose = rows // 5
+        batch = writer.batch(rng, rows - prose, length, most)
+        ids = text_batch(tokens, rng, prose, length)
+        inputs = torch.cat([embed(model, table, batch), text_model.embed_tokens(ids)])
+        run = compiled if length < 1024 else text_model
+        hidden = run(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0
-        logits = head(hidden[:, :-1][wanted])
+        logits = head(hidden[:-prose][wanted])
         loss_answer = nn.functional.cross_entropy(logits, labels[wanted])
-        ids = text_batch(tokens, rng, text_rows, 256)
-        prose = head(compiled(inputs_embeds=text_model.embed_tokens(ids), use_cache=False).last_hidden_state[:, :-1])
-        loss_text = nn.functional.cross_entropy(prose.flatten(0, 1), ids[:, 1:].flatten())
+        loss_text = nn.functional.cross_entropy(head(hidden[-prose:]).flatten(0, 1), ids[:, 1:].flatten())
         (loss_answer + 0.5 * loss_text).backward()
         optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.45)))
         for name, value in (("text", loss_text), ("answer", loss_answer)):
@@ -110,8 +112,7 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int = 6) -> No
             before = torch.nn.functional.pad(wanted, (1, 0))[:, :-1]
             starts = (wanted & ~before)[wanted].nonzero().flatten()
             right = answers_right(logits, labels[wanted], starts)
-            first = labels[wanted][starts]
-            numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in first])
+            numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in labels[wanted][starts]])
             print(
                 f"joint step {step} {progress:.3f} length {length} answer {shown['answer']:.3f} text {shown['text']:.3f} "
                 f"right {right.float().mean():.3f} digits {right[numbers].float().mean():.3f} {time.time() - started:.0f} s",
@@ -120,4 +121,5 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int = 6) -> No
         step += 1
         if step % 100 == 0:
             torch.save(model.state_dict(), work / "joint.pt")
+    torch.save(model.state_dict(), work / "joint.pt")
     torch.save(model.state_dict(), work / "joint.pt")

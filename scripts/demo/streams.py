@@ -100,8 +100,8 @@ class Writer:
             labels.extend(new if learn else [IGNORED] * len(new))
 
         rounds = int(rng.choice([1, 1, 2, 3]))
-        questions = max(4, int(length * rng.uniform(0.3, 0.6) / 24))
-        frames = max(3, (length - questions * 24) // 4)
+        questions = max(4, int(length * rng.uniform(0.35, 0.75) / 22))
+        frames = max(4, (length - questions * 22) // 4)
         diverse = rng.random() < 0.5
         most = max(1, min(slides_at_most, int(frames * 0.6), 44))
         kinds = rng.permutation(48)[: int(rng.integers(1, most + 1))]

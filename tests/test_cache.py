@@ -1,0 +1,272 @@
+"""The bounded cache: hard budget, what survives, exact bytes, and equality with masked full attention after eviction."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from tiny import MODELS, TEXT_MODELS, llama, qwen2_vl, random_ids
+
+from edgemllm import policies
+from edgemllm.cache.attention import NAME, forward
+from edgemllm.cache.positions import close_gaps
+from edgemllm.cache.size import CacheSpec
+from edgemllm.errors import OutOfMemoryError
+from edgemllm.policies.base import ALL, CachePolicy
+from edgemllm.policies.full import Full
+from edgemllm.policies.inf_mllm import InfMLLM
+from edgemllm.policies.streaming_llm import StreamingLLM
+from edgemllm.policies.window import Window
+
+pytestmark = pytest.mark.usefixtures("inference")
+SMALL = {"inf-mllm": ["window=4", "sinks=2", "slack=2"]}
+BOUNDED = [name for name in policies.names() if policies.find(name).bounded]
+
+
+def built(name: str) -> CachePolicy:
+    return policies.build(name, SMALL.get(name, []))
+
+
+@dataclass(frozen=True)
+class Watching(CachePolicy):
+    """Heavy hitters by accumulated attention: exercises `observe` over every query."""
+
+    slots: ClassVar[tuple[str, ...]] = ("mass",)
+
+    @property
+    def observe_window(self) -> int:
+        return ALL
+
+    def observe(self, layer, attention) -> None:
+        layer.slot("mass").add_(attention.sum(2))
+
+    def score(self, layer):
+        score = layer.slot("mass").clone()
+        score[..., -4:] = torch.inf
+        return score
+
+
+def test_policies_are_discovered() -> None:
+    assert {"full", "window", "streaming-llm", "inf-mllm"} <= set(policies.names())
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_long_stream_stays_within_every_layers_budget(name: str, size: int) -> None:
+    tiny, budgets = llama(), [16, 40, 24]
+    tiny.use(NAME)
+    cache = tiny.new_cache(built(name), budgets)
+    bytes_seen, places = set(), set()
+    for part in tiny.text_chunk(random_ids(400)).split(size):
+        assert forward(tiny.text, cache, part).isfinite().all()
+        bytes_seen.add(cache.nbytes)
+        places.add(tuple(layer.keys.data_ptr() for layer in cache.layers))
+        for layer, budget in zip(cache.layers, budgets, strict=True):
+            live = layer.positions[0, ..., : layer.length]
+            assert layer.length <= budget
+            assert (live.diff(dim=-1) > 0).all(), "temporal order is lost"
+            assert (live[..., -1] == layer.seen - 1).all(), "the newest token was evicted"
+    assert len(bytes_seen) == 1, "live bytes changed"
+    assert len(places) == 1, "slots were allocated again"
+
+
+@pytest.mark.parametrize("make", TEXT_MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bytes_are_known_beforehand(make, name: str) -> None:
+    tiny, policy = make(), built(name)
+    tiny.run(tiny.text_chunk(random_ids(60)), 8, policy, 32)
+    config = tiny.text.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    spec = CacheSpec(3, config.num_attention_heads, config.num_key_value_heads, head_dim, 4)
+    assert tiny.cache.nbytes == 32 * spec.token_bytes(policy) + spec.fixed_bytes(policy)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_one_policy_object_serves_two_runs_bit_for_bit(name: str) -> None:
+    tiny, policy, chunk = llama(), built(name), None
+    chunk = tiny.text_chunk(random_ids(90))
+    torch.testing.assert_close(tiny.run(chunk, 6, policy, 20), tiny.run(chunk, 6, policy, 20), rtol=0, atol=0)
+
+
+def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our logits after evictions, and full attention of the stock kind in which evicted tokens are masked.
+
+    The reference keeps every token at its original position, so it needs a policy with `positions="original"`.
+    """
+    from transformers import AttentionInterface
+
+    from edgemllm.cache import attention as ours
+
+    tiny.use(NAME)
+    cache = tiny.new_cache(policy, budget)
+    got, visible = [], []
+    spy_now: list[list[torch.Tensor]] = []
+
+    def spy(module, query, key, value, mask, **kwargs):
+        layer = kwargs["kv_cache"].layers[module.layer_idx]
+        spy_now[-1].append(layer.positions[0, 0, :, : layer.length].clone())
+        return ours.attention(module, query, key, value, mask, **kwargs)
+
+    AttentionInterface.register(NAME, spy)
+    try:
+        for part in chunk.split(size):
+            spy_now.append([])
+            got.append(forward(tiny.text, cache, part))
+            visible.append(spy_now[-1])
+    finally:
+        AttentionInterface.register(NAME, ours.attention)
+    total = len(chunk)
+    kv_heads = cache.layers[0].keys.shape[1]
+    masks = torch.zeros(3, kv_heads, total, total, dtype=torch.bool)
+    for step, part in enumerate(visible):
+        rows = range(step * size, min((step + 1) * size, total))
+        for number, kept in enumerate(part):
+            for head in range(kv_heads):
+                for row in rows:
+                    seen = kept[head][kept[head] <= row].long()
+                    masks[number, head, row, seen] = True
+
+    def eager(module, query, key, value, mask, scaling=None, **kwargs):
+        groups = query.shape[1] // key.shape[1]
+        allowed = masks[module.layer_idx].repeat_interleave(groups, 0)[None]
+        scores = query @ key.repeat_interleave(groups, 1).mT * scaling
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
+
+    AttentionInterface.register("reference", eager)
+    tiny.use("reference")
+    positions = chunk.positions if tiny.axes > 1 else chunk.positions[0]
+    want = tiny.text(inputs_embeds=chunk.embeds, position_ids=positions, use_cache=False).last_hidden_state
+    return torch.cat(got, 1), want
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Window(positions="original"),
+        StreamingLLM(positions="original"),
+        InfMLLM(positions="original", window=4, sinks=2),
+        InfMLLM(positions="original", window=4, shared_heads=False),
+        Watching(positions="original"),
+    ],
+    ids=["window", "streaming-llm", "inf-mllm", "inf-mllm per head", "observing"],
+)
+@pytest.mark.parametrize("make", [MODELS[1], MODELS[2], qwen2_vl], ids=lambda make: make.__name__)
+def test_after_eviction_equals_masked_full_attention(make, policy: CachePolicy, size: int) -> None:
+    tiny = make()
+    got, want = masked_reference(tiny, tiny.text_chunk(random_ids(60)), size, policy, 20)
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_renumbered_cache_equals_a_fresh_prompt_of_the_survivors_in_one_layer() -> None:
+    """In the first layer keys do not depend on the past, so sinks + window renumbered = that text alone."""
+    tiny = llama()
+    tiny.model.model.layers = tiny.model.model.layers[:1]
+    tiny.model.config.num_hidden_layers = 1
+    ids = random_ids(50)
+    got = tiny.run(tiny.text_chunk(ids), 1, StreamingLLM(sinks=4), [16])
+    kept = torch.cat([ids[:, :4], ids[:, -12:]], 1)
+    torch.testing.assert_close(got[:, -1], tiny.stock(input_ids=kept)[:, -1], atol=2e-5, rtol=1e-4)
+
+
+def test_streaming_llm_keeps_exactly_sinks_and_window() -> None:
+    tiny = llama()
+    tiny.run(tiny.text_chunk(random_ids(300)), 1, StreamingLLM(), 32)
+    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [0, 1, 2, 3, *range(272, 300)]
+    tiny.run(tiny.text_chunk(random_ids(300)), 1, Window(), 32)
+    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [*range(268, 300)]
+
+
+def test_attention_seen_by_a_policy_is_conserved() -> None:
+    tiny = llama()
+    tiny.run(tiny.text_chunk(random_ids(300)), 300, Watching(), 400)
+    torch.testing.assert_close(tiny.cache.layers[1].slot("mass").sum(-1), torch.full((1, 2), 300.0))
+
+
+@pytest.mark.parametrize("window", [4, 16])
+def test_window_attention_is_the_attention_of_the_latest_queries(window: int) -> None:
+    """Recomputed from kept queries = watched while it happened, whatever the chunks were."""
+    tiny, chunk = llama(), None
+    chunk = tiny.text_chunk(random_ids(50))
+    tiny.run(chunk, 7, InfMLLM(window=window), 100)
+    recomputed = tiny.cache.layers[1].window_attention()
+
+    @dataclass(frozen=True)
+    class Last(CachePolicy):
+        @property
+        def observe_window(self) -> int:
+            return window
+
+        def observe(self, layer, attention) -> None:
+            layer.stats["seen"] = attention
+
+    tiny.run(chunk, 50, Last(), 100)
+    torch.testing.assert_close(recomputed, tiny.cache.layers[1].stats["seen"], atol=1e-5, rtol=1e-4)
+
+
+def test_inf_mllm_keeps_what_the_window_looks_at_and_the_recent() -> None:
+    tiny, policy = llama(), InfMLLM(window=4, sinks=2, bias=0.0, recent=0.25, slack=1)
+    cache = tiny.new_cache(policy, 40)
+    tiny.use(NAME)
+    parts = list(tiny.text_chunk(random_ids(48)).split(8))
+    for part in parts[:5]:
+        forward(tiny.text, cache, part)
+    layer = cache.layers[1]
+    attention = layer.window_attention().sum(2).mean(1)[0] / 4
+    best = attention[2:30].topk(32 - 10 - 2).indices + 2
+    forward(tiny.text, cache, parts[5])
+    kept = layer.positions[0, 0, 0, :32].tolist()
+    assert kept == sorted([0, 1, *best.tolist(), *range(30, 40)])
+
+
+def test_a_large_bias_makes_inf_mllm_a_window_with_sinks() -> None:
+    tiny = llama()
+    tiny.run(tiny.text_chunk(random_ids(200)), 4, InfMLLM(window=4, sinks=4, bias=100.0, slack=1), 32)
+    biased = tiny.cache.layers[0].positions[0, 0, 0].tolist()
+    tiny.run(tiny.text_chunk(random_ids(200)), 4, StreamingLLM(), 32)
+    assert biased == tiny.cache.layers[0].positions[0, 0, 0].tolist()
+
+
+def test_heads_choose_together_or_alone() -> None:
+    for shared in (True, False):
+        tiny = llama()
+        tiny.run(tiny.text_chunk(random_ids(200)), 8, InfMLLM(window=8, shared_heads=shared), 64)
+        heads = tiny.cache.layers[1].positions[0, 0, :, :56]
+        assert bool((heads[0] == heads[1]).all()) is shared
+
+
+def test_full_with_a_budget_stops_where_it_ends() -> None:
+    tiny = llama()
+    with pytest.raises(OutOfMemoryError, match="never evicts"):
+        tiny.run(tiny.text_chunk(random_ids(50)), 8, Full(), 32)
+
+
+def test_full_without_a_budget_grows() -> None:
+    tiny, ids = llama(), random_ids(1500)
+    tiny.text.config.max_position_embeddings = 4096
+    got = tiny.run(tiny.text_chunk(ids), 500, Full())
+    assert tiny.cache.layers[0].length == 1500
+    torch.testing.assert_close(got, tiny.stock(input_ids=ids), atol=5e-5, rtol=1e-4)
+
+
+def test_close_gaps() -> None:
+    text = torch.tensor([3, 9, 10, 50]).expand(1, 1, 2, 4)
+    assert close_gaps(text)[0, 0, 0].tolist() == [0, 1, 2, 3]
+    #                text | a 2x2 frame at 7    | text
+    time = torch.tensor([2, 7, 7, 7, 7, 40])
+    high = torch.tensor([2, 7, 7, 8, 8, 40])
+    wide = torch.tensor([2, 7, 8, 7, 8, 40])
+    closed = close_gaps(torch.stack([time, high, wide])[:, None, None])[:, 0, 0]
+    assert closed.tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
+    assert close_gaps(torch.tensor([0, 4, 8, 90]).expand(1, 1, 1, 4), step=4).flatten().tolist() == [0, 4, 8, 12]
+
+
+def test_policies_are_frozen() -> None:
+    policy = InfMLLM()
+    with pytest.raises(AttributeError):
+        policy.bias = 1.0  # type: ignore[misc]
+    assert copy.copy(policy) == policy
