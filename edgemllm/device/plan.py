@@ -185,7 +185,7 @@ def _first_fit(case: Case, groups: tuple[list[_Change], ...]) -> str:
 
 def _largest_chunk(case: Case, tokens: int) -> int:
     """The case's chunk or a smaller one that `tokens` a layer have room for; 0 if there is none worth typing."""
-    room = case.chunk
+    room = case.chunk if case.unbounded else tokens - case.minimum_tokens
     return case.chunk if case.chunk <= room else next((size for size in CHUNKS if size <= room), 0)
 
 

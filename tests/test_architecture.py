@@ -1,0 +1,54 @@
+"""Imports run downwards, so that each part can be read without those above it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "edgemllm"
+LEVELS = (
+    {"errors", "__init__"},
+    {"device", "inputs"},
+    {"cache", "policies"},
+    {"models"},
+    {"session"},
+    {"session_file"},
+    {"launch", "display"},
+    {"cli"},
+    {"__main__"},
+)
+RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of the package that a file imports at run time."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in typing_only and (node.module or "").startswith("edgemllm"):
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names if alias.name in RANK}
+    return found
+
+
+def test_imports_run_downwards() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        wrong += [f"{path.name} -> {other}" for other in imports(path) if RANK[other] > RANK[part]]
+    assert not wrong
+
+
+def test_policies_and_families_do_not_import_their_siblings() -> None:
+    for folder in ("policies", "models"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            if path.name not in ("__init__.py", "loading.py"):
+                text = path.read_text()
+                others = {other.stem for other in path.parent.glob("*.py")} - {"__init__", "base", path.stem}
+                assert not [other for other in others if f"edgemllm.{folder}.{other} " in text], path

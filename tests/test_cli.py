@@ -1,0 +1,265 @@
+"""The command line as a user meets it: output, exit codes, one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgemllm.models.loading import DEMO
+
+LECTURE = DEMO / "lecture.mp4"
+
+
+def run(*arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
+    return subprocess.run(
+        [sys.executable, "-m", "edgemllm", *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        timeout=300,
+        check=False,
+    )
+
+
+SHORT_RUN = ("chat", "--video", str(LECTURE), "--end", "20", "--max-tokens", "8")
+
+
+def test_json_is_one_object_within_its_budget() -> None:
+    done = run(
+        "chat", "--video", str(LECTURE), "--policy", "inf-mllm", "--kv-budget", "512", "--json",
+        "What number was with the red circle?",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["schema"] == "edgemllm/1"
+    assert result["command"] == "chat"
+    assert [turn["question"] for turn in result["turns"]] == ["What number was with the red circle?"]
+    assert set(result["turns"][0]) == {"question", "answer", "tokens", "ttft_ms", "decode_tps"}
+    kv = result["kv"]
+    assert kv["bytes"] <= kv["budget_bytes"]
+    assert max(kv["tokens_per_layer"]) <= 512
+    assert kv["budget_tokens"] == 512
+    assert kv["evicted_tokens"] > 0
+    assert result["video"]["frames_seen"] == 150
+    assert result["video"]["frames_total"] == 1500
+    assert result["quant"] == "none"
+    assert set(result["memory"]) == {"kind", "rss_peak_bytes", "device_peak_bytes", "free_bytes", "total_bytes"}
+    assert "150 frames sampled" in done.stderr
+    assert "tokens evicted; remembering" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_jsonl_ends_with_the_exit_code_and_quiet_is_quiet() -> None:
+    done = run(*SHORT_RUN, "--jsonl", "--quiet", "Was there a red circle?")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "start"
+    assert [event["event"] for event in events if event["event"] == "answer"] == ["answer"]
+    assert events[-1] == {"schema": "edgemllm/1", "event": "end", "exit_code": 0}
+    assert done.stderr == ""
+
+
+def test_questions_come_line_by_line_from_a_pipe() -> None:
+    done = run(*SHORT_RUN, "--quiet", stdin="Was there a red circle?\n\nWhat is on the screen now?\n")
+    assert done.returncode == 0
+    assert len(done.stdout.strip().splitlines()) == 2
+
+
+def test_empty_standard_input_is_said_and_ends_well() -> None:
+    done = run("chat", stdin="")
+    assert done.returncode == 0
+    assert "no question on standard input" in done.stderr
+
+
+def test_half_a_budget_in_percent_and_bytes() -> None:
+    for budget, most in (("50%", 50), ("400KiB", 130)):
+        done = run(*SHORT_RUN, "--kv-budget", budget, "--json", "-q", "Was there a red circle?")
+        assert done.returncode == 0, done.stderr
+        kv = json.loads(done.stdout)["kv"]
+        assert kv["budget_tokens"] <= most
+        assert kv["bytes"] <= kv["budget_bytes"]
+        if budget.endswith("KiB"):
+            assert kv["bytes"] <= 400 * 1024
+
+
+def broken(tmp_path: Path) -> dict[str, list[str]]:
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(LECTURE.read_bytes()[:200_000])
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video\n" * 50)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(DEMO / "config.json", bare)
+    pickled = tmp_path / "pickled"
+    shutil.copytree(bare, pickled)
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    shutil.copy(DEMO / "model.safetensors", other)
+    shutil.copy(DEMO / "tokenizer.json", other)
+    return {
+        "policy": ["2", "unknown policy 'no-such'", "--policy", "no-such", "hi"],
+        "text as video": ["6", "not a video", "--video", str(text), "hi"],
+        "cut video": ["6", "cut", "--video", str(cut), "hi"],
+        "missing video": ["3", "no video", "--video", str(tmp_path / "none.mp4"), "hi"],
+        "missing image": ["3", "no image", "--image", str(tmp_path / "none.png"), "hi"],
+        "tiny budget": ["4", "at least", "--kv-budget", "3", "hi"],
+        "nonsense budget": ["2", "KV budget", "--kv-budget", "lots", "hi"],
+        "full with a budget": ["4", "full", "--policy", "full", "--kv-budget", "64", "--video", str(LECTURE), "hi"],
+        "no weights": ["3", "no model.safetensors", "--model", str(bare), "hi"],
+        "pickled weights": ["3", "pickle", "--model", str(pickled), "hi"],
+        "unsupported model": ["2", "not supported", "--model", str(other), "hi"],
+        "no such folder": ["3", "no model folder", "--model", str(tmp_path / "nothing"), "hi"],
+        "unknown hub id offline": ["3", "offline", "--model", "nobody/nothing", "--offline", "hi"],
+        "setting": ["2", "did you mean 'window'", "--set", "widnow=3", "hi"],
+        "setting's value": ["2", "int expected", "--set", "window=many", "hi"],
+        "no policy file": ["3", "no policy file", "--policy", str(tmp_path / "mine.py:Mine"), "hi"],
+        "fps": ["2", "fps", "--fps", "0", "--video", str(LECTURE), "hi"],
+        "start": ["2", "beyond", "--start", "10:00", "--video", str(LECTURE), "hi"],
+        "time": ["2", "not a time", "--start", "soon", "--video", str(LECTURE), "hi"],
+        "empty question": ["2", "empty", ""],
+        "profile": ["2", "profile", "--profile", "orin-nan-8gb", "hi"],
+        "quant": ["2", "--quant", "--quant", "q4", "hi"],
+        "chunk": ["2", "--chunk", "--chunk", "0", "hi"],
+        "progress": ["2", "--progress", "--progress", "loud", "hi"],
+        "cuda": ["2", "cuda", "--device", "cuda", "hi"],
+        "random model": ["2", "random", "--model", "random:qwen2.5-vl-7b", "hi"],
+    }
+
+
+CASES = [
+    "policy", "text as video", "cut video", "missing video", "missing image", "tiny budget", "nonsense budget",
+    "full with a budget", "no weights", "pickled weights", "unsupported model", "no such folder", "unknown hub id offline",
+    "setting", "setting's value", "no policy file", "fps", "start", "time", "empty question", "profile", "quant", "chunk",
+    "progress", "cuda", "random model",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_clear_line_and_its_exit_code(case: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from edgemllm.cli.main import app
+
+    if case == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has CUDA")
+    code, words, *arguments = broken(tmp_path)[case]
+    done = CliRunner().invoke(app, ["chat", *arguments])
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.exit_code == int(code), done.output
+    assert len(errors) == 1, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.output
+    assert done.stdout == ""
+
+
+def test_a_policy_from_a_file_outside_the_package(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport torch\nfrom edgemllm.policies.base import CachePolicy\n\n"
+        "@dataclass(frozen=True)\nclass Mine(CachePolicy):\n    every: int = 3\n\n"
+        "    def score(self, layer):\n        index = torch.arange(layer.length)\n"
+        "        return (index + 1000.0 * (index % self.every == 0)).expand(1, 1, -1)\n"
+    )
+    done = run(
+        *SHORT_RUN, "--policy", "./mine.py:Mine", "--set", "every=4", "--kv-budget", "64", "--json", "-q", "hi", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["kv"]["tokens_per_layer"] == [64] * 6 or max(result["kv"]["tokens_per_layer"]) <= 64
+    assert result["policy"] == "./mine.py:Mine"
+
+
+def test_precedence_flag_environment_file(tmp_path: Path) -> None:
+    def policy(*arguments: str, **environment: str) -> str:
+        done = run("chat", "--json", "-q", "--max-tokens", "1", *arguments, "hi", cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["policy"])
+
+    (tmp_path / "edgemllm.toml").write_text('[chat]\npolicy = "window"\n')
+    assert policy() == "window"
+    assert policy(EDGEMLLM_POLICY="streaming-llm") == "streaming-llm"
+    assert policy("--policy", "full", EDGEMLLM_POLICY="streaming-llm") == "full"
+    (tmp_path / "edgemllm.toml").write_text('polcy = "window"\n')
+    done = run("chat", "hi", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'policy'" in done.stderr
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom edgemllm.cli.main import app\n"
+        "assert CliRunner().invoke(app, sys.argv[1:]).exit_code == 0\n"
+        "print([name for name in ('torch', 'transformers', 'cv2', 'numpy') if name in sys.modules])"
+    )
+    for arguments in (["--help"], ["chat", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_plan_exits_4_with_what_to_change() -> None:
+    fits = run("plan", "--json")
+    assert fits.returncode == 0
+    plan = json.loads(fits.stdout)
+    assert plan["fits"] is True
+    assert plan["total_bytes"] == sum(plan[f"{part}_bytes"] for part in ("weights", "vision", "activation", "kv", "margin"))
+    tight = run("plan", "--profile", "orin-nano-8gb", "--kv-budget", "4GiB", "--policy", "window")
+    roomy = run("plan", "--profile", "orin-nano-8gb", "--kv-budget", "64GiB")
+    assert tight.returncode == 0
+    assert roomy.returncode == 4
+    assert "try:" in roomy.stdout
+
+
+def test_dry_run_loads_nothing() -> None:
+    done = run("chat", "--dry-run", "hi")
+    assert done.returncode == 0
+    assert "kv cache" in done.stdout
+
+
+def test_policies_and_profiles_are_listed_and_explained() -> None:
+    assert "streaming-llm" in run("policies").stdout
+    shown = run("policies", "inf-mllm").stdout
+    assert "arxiv.org/abs/2409.09086" in shown
+    assert "Retrieval window" in shown
+    assert "orin-nano-8gb" in run("profiles").stdout
+    assert "source" in run("profiles", "orin-nano-8gb").stdout
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m edgemllm profiles | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_its_output(number: int, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgemllm", "chat", "--video", str(LECTURE), "--fps", "10", "--kv-budget", "128", "--json", "hi"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "EDGEMLLM_PROGRESS": "plain"},
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # the first line of the meter: it is watching
+    time.sleep(0.2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert json.loads(out)["kv"]["seen_tokens"] > 0
+    assert "Traceback" not in err

@@ -1,0 +1,209 @@
+"""Sessions on the demo model: turns, streaming, bounds, saving; what a user would notice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lecture import slide
+
+from edgemllm import policies, session_file
+from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
+from edgemllm.inputs.video import Frame
+from edgemllm.models import loading
+from edgemllm.models.base import ModelFamily
+from edgemllm.policies.full import Full
+from edgemllm.policies.inf_mllm import InfMLLM
+from edgemllm.policies.streaming_llm import StreamingLLM
+from edgemllm.session import Detokenizer, Sampling, Session, choose
+
+SHORT = Sampling(max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModelFamily:
+    return loading.load(loading.locate("demo"))
+
+
+def clip(count: int, seed: int = 0) -> Iterator[Frame]:
+    """Dark frames with a slide now and then."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        pixels = rng.integers(0, 60, (90, 160, 3), dtype=np.uint8)
+        if index % 9 == 4:
+            pixels = slide("red", "circle", index % 10, 160, 90, rng)
+        yield Frame(pixels, float(index), index)
+
+
+def answer(session: Session, question: str = "What is on the screen now?") -> str:
+    return "".join(session.ask(question, SHORT))
+
+
+def test_a_turn_is_what_the_stock_template_and_model_make_of_it(demo: ModelFamily) -> None:
+    """Video, question, answer, second question: the same logits as one stock forward pass over the whole conversation."""
+    from edgemllm.inputs.pixels import pixels
+
+    session = Session(demo, Full(), None, chunk=50)
+    frames = list(clip(10))
+    session.watch(iter(frames))
+    first = answer(session, "Was there a red circle?")
+    seen: list[torch.Tensor] = []
+    feed = session.feed
+    session.feed = lambda chunk: seen.append(feed(chunk)) or seen[-1]  # type: ignore[method-assign]
+    answer(session, "What number was with the red circle?")
+
+    tokenizer = demo.tokenizer
+    messages = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Was there a red circle?"}]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "What number was with the red circle?"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = text.replace("<video>", "<video>" * 41)
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    demo.model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        video = pixels([frame.pixels for frame in frames], demo.video_spec)  # type: ignore[attr-defined]
+        want = demo.model(input_ids=ids, pixel_values_videos=video[None], use_cache=False).logits[:, -1]
+    demo.model.set_attn_implementation(type(demo).attention)
+    torch.testing.assert_close(seen[0], want, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_an_endless_stream_with_questions_stays_in_its_budget(demo: ModelFamily, name: str) -> None:
+    policy = policies.build(name)
+    if not policy.bounded:
+        pytest.skip("never evicts")
+    session = Session(demo, policy, budget=96, chunk=24)
+    session.on_step = lambda s: checked.append(max(layer.length for layer in s.cache.layers))
+    checked: list[int] = []
+    frames = clip(120)
+    for _ in range(4):
+        session.watch(itertools.islice(frames, 30))
+        answer(session)
+    kv = session.kv()
+    assert max(checked) <= 96
+    assert kv["bytes"] == kv["budget_bytes"]
+    assert kv["seen_tokens"] > 480
+    assert kv["evicted_tokens"] == pytest.approx(kv["seen_tokens"] - kv["tokens"], abs=1)
+
+
+def test_chunk_size_does_not_matter_while_all_fits(demo: ModelFamily) -> None:
+    answers = set()
+    for chunk in (500, 17, 1):
+        session = Session(demo, InfMLLM(), 600, chunk)
+        session.watch(clip(12))
+        answers.add(answer(session))
+    assert len(answers) == 1
+
+
+def test_stopping_an_answer_keeps_the_session(demo: ModelFamily) -> None:
+    session = Session(demo, Full(), None)
+    session.watch(clip(6))
+    for _ in session.ask("Tell me a long story.", Sampling(max_tokens=50)):
+        session.stop()
+    stopped = session.meter.decode_tokens
+    assert stopped <= 2
+    assert answer(session)
+
+
+def test_stopping_a_video_keeps_what_was_seen(demo: ModelFamily) -> None:
+    session = Session(demo, Full(), None)
+    session.on_step = lambda s: s.stop() if s.meter.frames else None
+    assert session.watch(clip(100)) == 8
+    session.on_step = lambda s: None
+    assert answer(session)
+
+
+def test_an_image_can_be_asked_about(demo: ModelFamily) -> None:
+    session = Session(demo, Full(), None)
+    session.show(next(clip(1)))
+    answer(session)
+    assert session.cache.seen > 36
+
+
+def test_sampling_is_seeded_and_zero_temperature_is_greedy(demo: ModelFamily) -> None:
+    def say(sampling: Sampling) -> str:
+        return "".join(Session(demo, Full(), None).ask("Once upon a time", sampling))
+
+    warm = Sampling(max_tokens=12, temperature=1.5, seed=1)
+    assert say(warm) == say(warm)
+    assert say(warm) != say(Sampling(max_tokens=12, temperature=1.5, seed=2))
+    logits = torch.tensor([[0.0, 3.0, 2.9]])
+    assert choose(logits, Sampling(), torch.Generator()) == 1
+    picks = {choose(logits, Sampling(temperature=1.0, top_p=0.4), torch.Generator().manual_seed(s)) for s in range(30)}
+    assert picks == {1}
+
+
+@pytest.mark.parametrize("text", ["Grüße aus 東京 🚀🎉 – naïve café", "  two  spaces\n\nand lines", "[/INST] [bold] <b>"])
+def test_text_comes_out_piece_by_piece_unharmed(demo: ModelFamily, text: str) -> None:
+    words = Detokenizer(demo.tokenizer)
+    pieces = [words.add(token) for token in demo.tokenize(text)]
+    assert "".join([*pieces, words.rest()]) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len(words.ids) < 10
+
+
+def test_an_impossible_budget_is_refused_with_what_to_type(demo: ModelFamily) -> None:
+    with pytest.raises(DoesNotFitError, match="at least") as caught:
+        Session(demo, InfMLLM(), 3)
+    assert "--kv-budget" in caught.value.hint
+    with pytest.raises(DoesNotFitError, match="chunks of 90"):
+        Session(demo, StreamingLLM(), 64, chunk=90)
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_saved_session_goes_on_as_if_nothing_had_happened(demo: ModelFamily, name: str, tmp_path: Path) -> None:
+    policy = policies.build(name)
+    budget = 120 if policy.bounded else None
+
+    def fresh() -> Session:
+        return Session(demo, policy, budget, chunk=16)
+
+    session = fresh()
+    session.watch(clip(40))
+    answer(session)
+    session.watch(clip(9, seed=5))
+    size = session_file.save(session, tmp_path / "state.edge")
+    assert size < session.cache.nbytes * 1.1 + 20_000
+    woken = fresh()
+    session_file.load(woken, tmp_path / "state.edge")
+    more = [session.family.frames(list(clip(20, seed=7)), s.position) for s in (session, woken)]
+    torch.testing.assert_close(woken.feed(more[1]), session.feed(more[0]), rtol=0, atol=0)
+    assert answer(woken) == answer(session)
+    assert woken.kv() == session.kv()
+
+
+def test_a_wrong_session_file_is_refused_with_a_reason(demo: ModelFamily, tmp_path: Path) -> None:
+    session = Session(demo, StreamingLLM(), 64, chunk=16)
+    session.watch(clip(30))
+    path = tmp_path / "state.edge"
+    session_file.save(session, path)
+    with pytest.raises(UsageError, match="policy"):
+        session_file.load(Session(demo, InfMLLM(), 64, chunk=16), path)
+    with pytest.raises(UsageError, match="64"):
+        session_file.load(Session(demo, StreamingLLM(), 32, chunk=16), path)
+    with pytest.raises(MissingError):
+        session_file.load(session, tmp_path / "none.edge")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UsageError, match="damaged"):
+        session_file.load(session, path)
+    with pytest.raises(EdgeError, match="cannot save"):
+        session_file.save(session, tmp_path / "no" / "such" / "folder.edge")
+
+
+@pytest.mark.parametrize("quant", ["nf4", "int8"])
+def test_quantisation_touches_the_language_model_alone(quant: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    family = loading.load(loading.locate("demo"), quant=quant)
+    assert loading.quantisation_of(family.model) == quant
+    changed = [name for name, module in family.model.named_modules() if "bit" in type(module).__name__]
+    assert len(changed) == 6 * 7
+    assert all(name.startswith("model.language_model.layers") for name in changed)
+    session = Session(family, InfMLLM(), 128, chunk=32)
+    session.watch(clip(4))
+    assert answer(session)
