@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 QUANTISATIONS = ("auto", "none", "nf4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+DEFAULT_POLICY = "inf-mllm"
 SMALL_MODEL = 200_000_000
 """Below this many quantisable parameters `--quant auto` leaves the weights alone: nothing to gain, quality to lose."""
 
@@ -88,7 +89,9 @@ class Launch:
         }
 
 
-def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda config: None, plan_only: bool = False) -> Launch:
+def prepare(
+    request: Request, input_tokens: Callable[[Any], int | None] = lambda config: None, plan_only: bool = False
+) -> Launch:
     """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
 
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
@@ -96,6 +99,7 @@ def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda
     from edgemllm import policies
     from edgemllm.models import loading
     from edgemllm.models.base import cache_spec
+    from edgemllm.session import FRAMES_AT_ONCE
 
     for name, value, known in (
         ("quant", request.quant, QUANTISATIONS), ("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES),
@@ -113,7 +117,9 @@ def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda
 
     from edgemllm.device.model_spec import ModelSpec
 
-    device = _device(request.device, profile)
+    # A plan for another machine takes that machine's word; a run takes what is here.
+    elsewhere = plan_only and request.profile != "auto"
+    device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     dtype = _dtype(request.dtype, profile, device)
     spec = ModelSpec.from_config(checkpoint.config)
     quant = request.quant
@@ -121,7 +127,7 @@ def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda
         quant = profile.weights if spec.linear_parameters >= SMALL_MODEL else "none"
     shape = cache_spec(checkpoint.config.get_text_config(), _itemsize(dtype), family.axes)
     chunk = request.chunk or profile.chunk
-    here = memory.probe(device) if request.profile == "auto" or not plan_only else profile.idle_memory()
+    here = profile.idle_memory() if elsewhere else memory.probe(device)
     planned = plan(
         profile, here, spec, quant, dtype, chunk, budget,
         kv_bytes_per_token=shape.token_bytes(policy),
@@ -129,9 +135,11 @@ def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda
         minimum_tokens=policy.minimum() + 1,
         input_tokens=input_tokens(checkpoint.config),
         policy_name=policy_name,
-        unbounded=not policy.bounded,
+        bounded=policy.bounded,
         renumbers=policy.positions == "cache",
         score_rows=min(chunk, max(policy.query_window, policy.observe_window)),
+        frames=FRAMES_AT_ONCE,
+        bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
     )  # fmt: skip
     slots: int | None = planned.kv_budget_tokens
     if not policy.bounded and budget.kind == "auto":
@@ -145,12 +153,10 @@ def prepare(request: Request, input_tokens: Callable[[Any], int | None] = lambda
             )
         # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
         chunk = request.chunk or max(1, min(chunk, slots // 4, room))
-    return Launch(
-        request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here
-    )
+    return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here)
 
 
-class out_of_memory:  # noqa: N801
+class out_of_memory:
     """Turns the shapes in which memory runs out into one error."""
 
     def __enter__(self) -> None:
@@ -160,7 +166,8 @@ class out_of_memory:  # noqa: N801
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _means_out_of_memory(str(error))):
             first = str(error).splitlines()[0] if str(error) else "the host has no more"
             raise OutOfMemoryError(
-                f"out of memory: {first}", "a smaller --kv-budget or --chunk, or --quant nf4; edgemllm plan shows the parts"
+                f"out of memory: {first}",
+                "a smaller --kv-budget or --chunk, or --quant nf4; edgemllm plan shows the parts",
             ) from error
 
 
@@ -176,7 +183,7 @@ def _device(wanted: str, profile: DeviceProfile) -> str:
     import torch
 
     kind = profile.backend if wanted == "auto" else wanted
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}[kind]()
+    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
     if there:
         return kind
     if wanted == "auto":

@@ -65,7 +65,7 @@ def load(session: Session, path: Path) -> None:
             if header.get("format") != FORMAT:
                 raise UsageError(f"{path} is not a session of this version ({header.get('format', 'no format')})")
             _check(session, header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):

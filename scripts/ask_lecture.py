@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Let `edgemllm chat` watch the sample lecture and answer all its questions; count the right answers.
 
-    scripts/ask_lecture.py [--need 0.9] [further options of edgemllm chat]
+scripts/ask_lecture.py [--need 0.9] [further options of edgemllm chat]
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ def main() -> None:
     for fact, turn in zip(facts, result["turns"], strict=True):
         good = turn["answer"] == fact["answer"]
         right += good
-        note = '' if good else '   (right: ' + fact['answer'] + ')'
+        note = "" if good else "   (right: " + fact["answer"] + ")"
         print(f"{'right' if good else 'WRONG'}  {fact['question']:44} {turn['answer']}{note}")
     kv = result["kv"]
-    print(f"{right} of {len(facts)} right; KV cache {kv['bytes']} bytes of {kv['budget_bytes']}, {kv['evicted_tokens']} tokens evicted")
+    print(
+        f"{right} of {len(facts)} right; KV cache {kv['bytes']} bytes of {kv['budget_bytes']}, {kv['evicted_tokens']} tokens evicted"
+    )
     sys.exit(0 if right >= options.need * len(facts) else 1)
 
 

@@ -39,5 +39,11 @@ def slide(colour: str, shape: str, digit: int, width: int, height: int, rng: np.
             draw.line((a, b), fill=fill, width=round(0.45 * r))
     size = h * rng.uniform(0.62, 0.75)
     font = ImageFont.load_default(size=min(size, 0.7 * w))
-    draw.text((w * rng.uniform(0.72, 0.78), h * rng.uniform(0.47, 0.53)), str(digit), font=font, fill=(250, 250, 250), anchor="mm")
+    draw.text(
+        (w * rng.uniform(0.72, 0.78), h * rng.uniform(0.47, 0.53)),
+        str(digit),
+        font=font,
+        fill=(250, 250, 250),
+        anchor="mm",
+    )
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))

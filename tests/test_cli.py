@@ -18,7 +18,9 @@ from edgemllm.models.loading import DEMO
 LECTURE = DEMO / "lecture.mp4"
 
 
-def run(*arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
     return subprocess.run(
         [sys.executable, "-m", "edgemllm", *arguments],
@@ -176,7 +178,17 @@ def test_a_policy_from_a_file_outside_the_package(tmp_path: Path) -> None:
         "        return (index + 1000.0 * (index % self.every == 0)).expand(1, 1, -1)\n"
     )
     done = run(
-        *SHORT_RUN, "--policy", "./mine.py:Mine", "--set", "every=4", "--kv-budget", "64", "--json", "-q", "hi", cwd=tmp_path
+        *SHORT_RUN,
+        "--policy",
+        "./mine.py:Mine",
+        "--set",
+        "every=4",
+        "--kv-budget",
+        "64",
+        "--json",
+        "-q",
+        "hi",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -249,7 +261,20 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_output(number: int, code: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgemllm", "chat", "--video", str(LECTURE), "--fps", "10", "--kv-budget", "128", "--json", "hi"],
+        [
+            sys.executable,
+            "-m",
+            "edgemllm",
+            "chat",
+            "--video",
+            str(LECTURE),
+            "--fps",
+            "10",
+            "--kv-budget",
+            "128",
+            "--json",
+            "hi",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

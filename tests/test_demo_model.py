@@ -39,7 +39,14 @@ def say(model: Any, processor: Any, frames: np.ndarray, question: str) -> str:
 
 def test_the_folder_holds_no_code_and_is_small() -> None:
     names = {path.name for path in FOLDER.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "lecture.mp4", "lecture.json"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "lecture.mp4",
+        "lecture.json",
+    } <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".py"))]
     assert (FOLDER / "model.safetensors").stat().st_size < 16_000_000
     assert (FOLDER / "lecture.mp4").stat().st_size < 3_000_000
@@ -59,7 +66,9 @@ def test_stock_transformers_loads_it_tied(model: Any) -> None:
     assert model.config.text_config.max_position_embeddings == 1024
 
 
-@pytest.mark.parametrize("text", ["", "plain", "naïve café", "日本語 🙂 \u200d", "\t a\n\n b \r\n", "\x00\x7f", "x" * 500, "1234567890"])
+@pytest.mark.parametrize(
+    "text", ["", "plain", "naïve café", "日本語 🙂 \u200d", "\t a\n\n b \r\n", "\x00\x7f", "x" * 500, "1234567890"]
+)
 def test_the_tokenizer_gives_every_text_back(processor: Any, text: str) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert processor.tokenizer.decode(ids) == text

@@ -11,9 +11,7 @@ from edgemllm.device.memory import human_bytes, parse_bytes, probe
 from edgemllm.errors import UsageError
 
 MIB = 2**20
-ORIN = (
-    "MemTotal: 7790000 kB\nMemFree: 300000 kB\nMemAvailable: 5200000 kB\nSwapTotal: 3890000 kB\nSwapFree: 3890000 kB\n"
-)
+ORIN = "MemTotal: 7790000 kB\nMemFree: 300000 kB\nMemAvailable: 5200000 kB\nSwapTotal: 3890000 kB\nSwapFree: 3890000 kB\n"
 
 
 @pytest.fixture

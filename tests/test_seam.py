@@ -30,13 +30,17 @@ def test_text_equals_stock(make, size: int, positions: str) -> None:
         torch.testing.assert_close(tiny.run(tiny.text_chunk(ids), size, policy, budget), want, **EXACT)
 
 
-def vision_chunk(tiny: Tiny, ids: torch.Tensor, features: torch.Tensor, token: int, positions: torch.Tensor | None = None) -> Chunk:
+def vision_chunk(
+    tiny: Tiny, ids: torch.Tensor, features: torch.Tensor, token: int, positions: torch.Tensor | None = None
+) -> Chunk:
     """Text with vision features in the places of `token`."""
     chunk = tiny.text_chunk(ids)
     place = ids == token
     embeds = chunk.embeds.clone()
     embeds[place] = features
-    return Chunk(embeds, chunk.positions if positions is None else positions, place.to(torch.uint8) * Modality.VISION, chunk.time)
+    return Chunk(
+        embeds, chunk.positions if positions is None else positions, place.to(torch.uint8) * Modality.VISION, chunk.time
+    )
 
 
 def llava_case() -> tuple[Tiny, torch.Tensor, Chunk]:
@@ -66,9 +70,7 @@ def qwen_case(make) -> tuple[Tiny, torch.Tensor, Chunk]:
     grids = {"image_grid_thw": torch.tensor([[1, 4, 6]]), "video_grid_thw": torch.tensor([[3, 4, 4]])}
     image, video = torch.randn(24, 3 * 2 * 16), torch.randn(48, 3 * 2 * 16)
     timing = {"second_per_grid_ts": torch.tensor([1.0])} if tiny.step > 1 else {}
-    want = tiny.stock(
-        input_ids=ids, pixel_values=image, pixel_values_videos=video, mm_token_type_ids=kinds, **grids, **timing
-    )
+    want = tiny.stock(input_ids=ids, pixel_values=image, pixel_values_videos=video, mm_token_type_ids=kinds, **grids, **timing)
     inner = tiny.model.model
     positions, _ = inner.get_rope_index(ids, mm_token_type_ids=kinds, **grids, **timing)
     seen = inner.get_image_features(image, grids["image_grid_thw"], return_dict=True).pooler_output
@@ -118,8 +120,8 @@ def test_our_attention_gets_no_mask_and_the_cache() -> None:
 
 
 def llama_with_spy() -> Tiny:
-    from transformers import AttentionInterface
     from tiny import llama
+    from transformers import AttentionInterface
 
     from edgemllm.cache import attention
 

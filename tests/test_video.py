@@ -121,9 +121,7 @@ def test_start_is_exact_at_a_variable_frame_rate(tmp_path: Path) -> None:
     retime(path, [step] * 30 + [7 * step] * 30)
     every = [(frame.time, frame.index) for frame in Video.open(path, fps=None)]
     for start in (1.5, 4.0, 12.0, 20.0):
-        assert [(f.time, f.index) for f in Video.open(path, fps=None, start=start)] == [
-            e for e in every if e[0] >= start
-        ]
+        assert [(f.time, f.index) for f in Video.open(path, fps=None, start=start)] == [e for e in every if e[0] >= start]
 
 
 def test_a_long_last_frame_is_no_damage(tmp_path: Path) -> None:

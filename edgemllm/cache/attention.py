@@ -65,8 +65,6 @@ def forward(text_model: Any, cache: KVCache, chunk: Any) -> Tensor:
     """Run a staged chunk through the language model; hidden states (B, q, E)."""
     cache.stage(chunk)
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
-    out = text_model(
-        inputs_embeds=chunk.embeds, position_ids=zeros, past_key_values=cache, use_cache=True, kv_cache=cache
-    )
+    out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, past_key_values=cache, use_cache=True, kv_cache=cache)
     hidden: Tensor = out.last_hidden_state
     return hidden

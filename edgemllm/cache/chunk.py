@@ -49,9 +49,7 @@ class Chunk:
         """Pieces of at most `size` tokens, in order."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield Chunk(
-                self.embeds[:, part], self.positions[..., part], self.modality[:, part], self.time[:, part]
-            )
+            yield Chunk(self.embeds[:, part], self.positions[..., part], self.modality[:, part], self.time[:, part])
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:

@@ -188,7 +188,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             return torch.cat((buffer, buffer.new_zeros(shape)), dim)
 
         self.keys, self.values = wider(self.keys, 2), wider(self.values, 2)
-        self.positions, self.modality, self.time = wider(self.positions, 3), wider(self.modality, 2), wider(self.time, 2)
+        self.positions, self.modality, self.time = (
+            wider(self.positions, 3),
+            wider(self.modality, 2),
+            wider(self.time, 2),
+        )
         self.slots = {name: wider(buffer, 2) for name, buffer in self.slots.items()}
 
 
@@ -222,7 +226,7 @@ class KVCache(Cache):  # type: ignore[misc]
         if not times:
             return torch.empty(0)
         joined = torch.cat(times)
-        return joined[~joined.isnan()].unique().cpu()
+        return torch.unique(joined[~joined.isnan()]).cpu()
 
 
 def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:

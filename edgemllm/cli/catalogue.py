@@ -38,7 +38,7 @@ def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
     for base in reversed(cls.__mro__[:-1]):
         texts.update(_field_docstrings(base))
     fields = dataclasses.fields(cls)
-    own = [field for field in fields if field.name in cls.__dict__.get("__annotations__", {})]
+    own = [field for field in fields if field.name in inspect.get_annotations(cls)]
     rest = [field for field in fields if field not in own]
     return [(field.name, str(field.type), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
 

@@ -38,7 +38,7 @@ def chat(
     model: options.Model = "demo",
     profile: options.Profile = "auto",
     policy: options.Policy = None,
-    set: options.Settings = [],  # noqa: A002, B006
+    set: options.Settings = [],  # noqa: B006
     kv_budget: options.KvBudget = "auto",
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
@@ -81,15 +81,13 @@ def chat(
     times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
     sources = [Video.open(source, fps=fps, max_frames=max_frames, **times) for source in video]  # type: ignore[arg-type]
     launch = prepare(
-        Request(
-            model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system
-        ),
+        Request(model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system),
         lambda config: _input_tokens(config, sources, image, questions or []),
     )
     if dry_run:
         from edgemllm.cli.plan import arithmetic
 
-        print(json_module.dumps(launch.plan.to_json()) if json or jsonl else arithmetic(launch.plan))
+        print(json_module.dumps(launch.plan.as_json()) if json or jsonl else arithmetic(launch.plan))
         raise typer.Exit(0 if launch.plan.fits else 4)
     run = Chat(launch, display, Sampling(max_tokens, temperature, top_p, seed), json, jsonl)
     run.go(sources, image, asked, interactive)
@@ -115,7 +113,7 @@ class Chat:
                 display.say("no question on standard input: nothing was asked")
         with Interrupts() as interrupts:
             self.event("start", **self.launch.describe())
-            self.event("plan", **{k: v for k, v in self.launch.plan.to_json().items() if k not in ("schema", "command")})
+            self.event("plan", **{k: v for k, v in self.launch.plan.as_json().items() if k not in ("schema", "command")})
             self.session = self.launch.open(display.step)
             display.device = self.launch.device
             interrupts.session = self.session
@@ -126,10 +124,10 @@ class Chat:
                     from edgemllm.cli.repl import converse
 
                     converse(self, interrupts)
-                elif first is not None and not interrupts.code:
+                elif first is not None and not interrupts.asked():
                     self.answer(first)
                     for question in asked:
-                        if interrupts.code:
+                        if interrupts.asked():
                             break
                         self.answer(question)
                 self.close(interrupts.code)
@@ -205,7 +203,12 @@ class Chat:
         if self.json:
             print(json_module.dumps(self.result()), flush=True)
         if self.jsonl:
-            self.event("stats", kv=self.session.kv(), memory=memory.report(self.launch.device), speed=self.session.meter.rates())
+            self.event(
+                "stats",
+                kv=self.session.kv(),
+                memory=memory.report(self.launch.device),
+                speed=self.session.meter.rates(),
+            )
             print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
 
     def result(self) -> dict[str, Any]:

@@ -18,6 +18,10 @@ class Interrupts:
         self.code = 0
         self._before: dict[int, object] = {}
 
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.code != 0
+
     def __enter__(self) -> Interrupts:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,7 +14,7 @@ from edgemllm.errors import UsageError, nearest
 MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
 
 
-def _option(*names: str, help: str, panel: str, **more: Any) -> Any:  # noqa: A002
+def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
     environment = "EDGEMLLM_" + names[0].strip("-").upper().replace("-", "_")
     return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, **more)
 
@@ -53,7 +53,8 @@ Policy = Annotated[
 ]
 Settings = Annotated[list[str], _option("--set", help="A policy's own setting, key=value; repeatable.", panel=MEMORY)]
 KvBudget = Annotated[
-    str, _option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY)
+    str,
+    _option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY),
 ]
 ChunkSize = Annotated[
     int | None,
@@ -62,9 +63,7 @@ ChunkSize = Annotated[
 Videos = Annotated[list[str], _option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
 Images = Annotated[list[str], _option("--image", help="A still image; repeatable.", panel=MEDIA)]
 Fps = Annotated[float, _option("--fps", help="Frames a second to look at.", panel=MEDIA)]
-MaxFrames = Annotated[
-    int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)
-]
+MaxFrames = Annotated[int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)]
 Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
 End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
 System = Annotated[str | None, _option("--system", "-s", help="A system prompt.", panel=ANSWER)]

@@ -14,7 +14,7 @@ def plan(
     model: options.Model = "demo",
     profile: options.Profile = "auto",
     policy: options.Policy = None,
-    set: options.Settings = [],  # noqa: A002, B006
+    set: options.Settings = [],  # noqa: B006
     kv_budget: options.KvBudget = "auto",
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
@@ -31,12 +31,10 @@ def plan(
     from edgemllm.launch import Request, prepare
 
     quiet_libraries(verbose)
-    request = Request(
-        model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code
-    )
+    request = Request(model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code)
     launch = prepare(request, plan_only=True)
     if json or jsonl:
-        print(json_module.dumps(launch.plan.to_json()))
+        print(json_module.dumps(launch.plan.as_json()))
         if jsonl:
             print(json_module.dumps({"schema": "edgemllm/1", "event": "end", "exit_code": 0 if launch.plan.fits else 4}))
     else:

@@ -174,9 +174,7 @@ def _split(decoder: nn.Module) -> tuple[tuple[LinearShape, ...], int]:
 
 
 def _embeddings(model: Any) -> int:
-    weights = [
-        module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
-    ]
+    weights = [module.weight for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     return sum({id(weight): weight.numel() for weight in weights}.values())
 
 

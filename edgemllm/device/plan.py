@@ -72,8 +72,6 @@ class Plan:
         fields = {name: values[name] for name in JSON_FIELDS}
         return {"schema": "edgemllm/1", "command": "plan", **fields, "suggestions": list(self.suggestions)}
 
-    to_json = as_json  # the name that the command line still calls
-
     def error(self) -> DoesNotFitError:
         """What is needed, what is free, and what to type."""
         parts = [("weights", self.weights_bytes), ("kv", self.kv_bytes), ("vision", self.vision_bytes)]
@@ -103,7 +101,6 @@ def plan(
     policy_name: str,
     bounded: bool = True,
     *,
-    unbounded: bool = False,
     renumbers: bool = True,
     score_rows: int | None = None,
     frames: int = 1,
@@ -111,18 +108,16 @@ def plan(
 ) -> Plan:
     """The plan of one run.
 
-    Not `bounded` (or `unbounded`, the same for older callers): the policy never evicts, and
+    Not `bounded`: the policy never evicts, and
     `bounded_kv_bytes_per_token` is what a policy that does would take. `renumbers`: positions stay inside the
     cache's length. `frames`: encoded at once. `score_rows`: queries whose attention is looked at together
     (none: the whole chunk).
     """
     if dtype not in ITEM_BYTES or chunk < 1:
-        raise UsageError(
-            f"cannot plan for dtype {dtype} and chunk {chunk}", f"--dtype {'|'.join(ITEM_BYTES)} --chunk 256"
-        )
+        raise UsageError(f"cannot plan for dtype {dtype} and chunk {chunk}", f"--dtype {'|'.join(ITEM_BYTES)} --chunk 256")
     case = Case(
         profile, memory, spec, quant, dtype, chunk, budget, kv_bytes_per_token, kv_fixed_bytes, minimum_tokens,
-        input_tokens, policy_name, unbounded or not bounded, renumbers, score_rows, frames,
+        input_tokens, policy_name, not bounded, renumbers, score_rows, frames,
         bounded_kv_bytes_per_token,
     )  # fmt: skip
     made = _add_up(case, tokens_per_layer(case))

@@ -114,9 +114,7 @@ def load(name_or_file: str | Path) -> DeviceProfile:
     if path.is_file():
         return _read(path)
     if path.suffix == ".toml":
-        raise UsageError(
-            f"no device profile at {path}", f"the file does not exist; shipped profiles: {', '.join(names())}"
-        )
+        raise UsageError(f"no device profile at {path}", f"the file does not exist; shipped profiles: {', '.join(names())}")
     raise UsageError(
         f"no device profile named {text!r}{nearest(text.lower(), names())}",
         f"one of auto, {', '.join(names())}, or the path of a .toml file",

@@ -137,9 +137,7 @@ def anyres(image: Pixels, spec: PixelSpec, pinpoints: Sequence[Sequence[int]]) -
     inner_height, inner_width = get_patch_output_size(image, best, input_data_format=ChannelDimension.LAST)
     canvas = np.zeros((*best, 3), np.uint8)
     top, left = (best[0] - inner_height) // 2, (best[1] - inner_width) // 2
-    canvas[top : top + inner_height, left : left + inner_width] = resize(
-        image, inner_height, inner_width, spec.resample
-    )
+    canvas[top : top + inner_height, left : left + inner_width] = resize(image, inner_height, inner_width, spec.resample)
     whole = resize(image, spec.edge or spec.height, spec.edge or spec.width, spec.resample)
     tiles = [
         canvas[row : row + spec.height, column : column + spec.width]

@@ -143,8 +143,18 @@ def draw_shape(
         "bar": [[(-arm - 0.08, -1), (arm + 0.08, -1), (arm + 0.08, 1), (-arm - 0.08, 1)]],
         "triangle": [[(0, -1), (0.95, 0.8), (-0.95, 0.8)]],
         "cross": [
-            [(-0.85 - arm, -0.85 + arm), (-0.85 + arm, -0.85 - arm), (0.85 + arm, 0.85 - arm), (0.85 - arm, 0.85 + arm)],
-            [(0.85 - arm, -0.85 - arm), (0.85 + arm, -0.85 + arm), (-0.85 + arm, 0.85 + arm), (-0.85 - arm, 0.85 - arm)],
+            [
+                (-0.85 - arm, -0.85 + arm),
+                (-0.85 + arm, -0.85 - arm),
+                (0.85 + arm, 0.85 - arm),
+                (0.85 - arm, 0.85 + arm),
+            ],
+            [
+                (0.85 - arm, -0.85 - arm),
+                (0.85 + arm, -0.85 + arm),
+                (-0.85 + arm, 0.85 + arm),
+                (-0.85 - arm, 0.85 - arm),
+            ],
         ],
     }
     angle = np.deg2rad(tilt)
@@ -170,7 +180,7 @@ def draw_digit(
         (wide, high), _ = cv2.getTextSize(digit, face, 2.0, thick)
         mask = np.zeros((high + 2 * thick + 4, wide + 2 * thick + 4), np.uint8)
         cv2.putText(mask, digit, (thick + 2, high + thick + 1), face, 2.0, 255, thick, cv2.LINE_AA)
-        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         glyph = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = min(size / glyph.shape[0], (0.42 if rng is None else rng.uniform(0.36, 0.52)) * image.shape[1] / glyph.shape[1])
     wide, high = max(1, round(glyph.shape[1] * scale)), max(1, round(glyph.shape[0] * scale))

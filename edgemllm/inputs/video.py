@@ -74,9 +74,7 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0) -> Frame:
             return Frame(np.array(upright.convert("RGB")), seconds, index)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         size = Path(path).stat().st_size
-        raise MediaError(
-            f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg"
-        ) from error
+        raise MediaError(f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg") from error
 
 
 class Video:
@@ -128,9 +126,7 @@ class Video:
     def __enter__(self) -> Video:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:

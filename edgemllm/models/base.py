@@ -6,7 +6,6 @@ A family is one file in this folder that names the `model_type`s it serves. Only
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from edgemllm.errors import UsageError
 from edgemllm.inputs.video import Frame
 
 
-class ModelFamily(ABC):
+class ModelFamily:
     """A loaded model behind one face."""
 
     model_types: ClassVar[tuple[str, ...]] = ()

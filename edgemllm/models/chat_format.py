@@ -38,7 +38,11 @@ class ChatFormat:
             messages.insert(0, {"role": "system", "content": system})
         if not first:
             earlier = {"role": "assistant", "content": ANSWER if not media else [{"type": "text", "text": ANSWER}]}
-            messages = [{"role": "user", "content": "?" if not media else [{"type": "text", "text": "?"}]}, earlier, *messages]
+            messages = [
+                {"role": "user", "content": "?" if not media else [{"type": "text", "text": "?"}]},
+                earlier,
+                *messages,
+            ]
         text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if not first:
             text = text.split(ANSWER, 1)[1]

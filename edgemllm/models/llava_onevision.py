@@ -35,7 +35,7 @@ class LlavaOnevisionFamily(ModelFamily):
         size = config.vision_config.image_size
         side = size // config.vision_config.patch_size
         grid = max((height // size * side) * (width // size * side + 1) for height, width in config.image_grid_pinpoints)
-        most = int(config.vision_aspect_ratio.strip("anyres_max_")) * side * (side + 1)
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side * (side + 1)
         return math.ceil(side / 2) ** 2, side * side + min(grid, most)
 
     @cached_property

@@ -48,7 +48,11 @@ def locate(name: str, offline: bool = False, trust_remote_code: bool = False) ->
 
 
 def load(
-    checkpoint: Checkpoint, quant: str = "none", dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+    checkpoint: Checkpoint,
+    quant: str = "none",
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> ModelFamily:
     """Read the weights. `quant` is none, nf4 or int8; only the language model's layers are quantised."""
     import torch
@@ -95,7 +99,8 @@ def _quantisation(quant: str, dtype: Any, family: type[ModelFamily]) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            f"--quant {quant} needs bitsandbytes, which is not installed", "pip install 'edgemllm[quant]', or --quant none"
+            f"--quant {quant} needs bitsandbytes, which is not installed",
+            "pip install 'edgemllm[quant]', or --quant none",
         ) from error
     from transformers import BitsAndBytesConfig
 

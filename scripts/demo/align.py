@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from demo.language import Optimisers
+from demo.vision import config, frame_tokens, shift
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from demo.language import Optimisers
-from demo.vision import config, frame_tokens, shift
 from edgemllm.inputs import slides
 
 SHARPNESS = 24.0

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
-
 from demo.frames import SIDE
+from transformers import GenerationConfig
 
 PIXELS = {
     "do_convert_rgb": True,

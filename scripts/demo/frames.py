@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import io
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -107,7 +106,9 @@ def real_pool(folder: Path, held_out: tuple[str, ...], count: int, seed: int) ->
             if number % step == 0:
                 image = capture.retrieve()[1]
                 scale = 200 / max(image.shape[0], 1)
-                frames.append(cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB))
+                frames.append(
+                    cv2.cvtColor(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+                )
             number += 1
         if len(frames) > 2:
             clips.append(frames)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-
 from demo.language import Optimisers, build_language_model, text_batch
 from demo.streams import Bank, Stream, Writer
 from demo.vision import config, frame_tokens
+from torch import Tensor, nn
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
@@ -74,8 +73,9 @@ def stage(progress: float) -> tuple[int, int, int]:
     return 5, 1024, 44
 
 
-def train_joint(work: Path, minutes: float, seed: int) -> None:
+def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = None) -> None:
     """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose."""
+    del text_rows
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     model = assemble(work)
@@ -93,11 +93,11 @@ def train_joint(work: Path, minutes: float, seed: int) -> None:
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
         rows, length, most = stage(progress)
-        prose = rows // 5
+        prose = max(1, rows // 5)
         batch = writer.batch(rng, rows - prose, length, most)
         ids = text_batch(tokens, rng, prose, length)
         inputs = torch.cat([embed(model, table, batch), text_model.embed_tokens(ids)])
-        run = compiled if length < 1024 else text_model
+        run = compiled if length in (256, 512) else text_model
         hidden = run(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0

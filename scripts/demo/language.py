@@ -52,7 +52,17 @@ def slide_sentences() -> list[str]:
             lines += [slides.ask(topic, kind, i) for topic in ("number", "seen") for i in range(len(slides.PHRASINGS[topic]))]
             lines += [slides.describe(slides.Fact(kind, 7)), f"{shape}, {shape}"]
         lines += [slides.ask("list", slides.Kind(colour, "bar"), i) for i in range(len(slides.PHRASINGS["list"]))]
-    lines += [*slides.PHRASINGS["screen"], slides.NOT_SEEN, slides.NO_SLIDE, "yes", "no", "none", "user", "assistant", "system"]
+    lines += [
+        *slides.PHRASINGS["screen"],
+        slides.NOT_SEEN,
+        slides.NO_SLIDE,
+        "yes",
+        "no",
+        "none",
+        "user",
+        "assistant",
+        "system",
+    ]
     return lines
 
 
@@ -62,11 +72,17 @@ def train_tokenizer(text: Path, work: Path) -> None:
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     sentences = slide_sentences()
     # One sentence a line would hide the newline before it; 400 rounds put every word above the rarest merge of 25 MB of prose.
@@ -142,7 +158,9 @@ class Optimisers:
         self.muon = Muon(groups["matrix"], lr=muon)
         self.adam = torch.optim.AdamW(
             [{"params": groups["embedding"], "lr": embedding}, {"params": groups["other"], "lr": adam}],
-            betas=(0.9, 0.95), eps=1e-9, weight_decay=0.0,
+            betas=(0.9, 0.95),
+            eps=1e-9,
+            weight_decay=0.0,
         )
         self.base = [(group, group["lr"]) for optimiser in (self.muon, self.adam) for group in optimiser.param_groups]
 

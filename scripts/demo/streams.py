@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from demo.frames import SCENE
+
 from edgemllm.inputs import slides
 
 IGNORED = -100
@@ -55,7 +55,9 @@ class Writer:
                 rows += [int(row) for row in np.repeat(scene, int(rng.integers(1, 4)))]
         return rows[:count]
 
-    def segment(self, rng: np.random.Generator, facts: list[slides.Fact], frames: int, diverse: bool) -> tuple[list[int], slides.Fact | None]:
+    def segment(
+        self, rng: np.random.Generator, facts: list[slides.Fact], frames: int, diverse: bool
+    ) -> tuple[list[int], slides.Fact | None]:
         """Frame rows with the facts spread over them; also what the last frame shows."""
         holds = [1 if rng.random() < 0.35 else int(rng.integers(2, 6)) for _ in facts]
         while holds and sum(holds) > frames:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
-
 from demo.frames import SIDE
 from demo.language import SPECIAL, Optimisers, text_config
+from torch import Tensor, nn
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
 
 TOKENS = 4
 
@@ -84,7 +83,10 @@ def train_vision(work: Path, steps: int, seed: int, rows: int = 192, peak: float
     held = slice(len(slide_frames) - 800, None)
     for step in range(steps):
         rng = np.random.default_rng([seed, step])
-        picks, footage = rng.integers(0, len(slide_frames) - 800, rows * 7 // 8), rng.integers(0, len(scenes), rows // 8)
+        picks, footage = (
+            rng.integers(0, len(slide_frames) - 800, rows * 7 // 8),
+            rng.integers(0, len(scenes), rows // 8),
+        )
         frames = np.concatenate([slide_frames[picks, rng.integers(0, 2, len(picks))], scenes[footage]])
         kinds = torch.from_numpy(np.concatenate([labels[picks, 0], np.full(len(footage), 48)]))
         digits = torch.from_numpy(labels[picks, 1])
@@ -98,5 +100,8 @@ def train_vision(work: Path, steps: int, seed: int, rows: int = 192, peak: float
             with torch.no_grad():
                 k, d = reader(frame_tokens(model, slide_frames[held, 0]))
                 both = (k.argmax(-1).numpy() == labels[held, 0]) & (d.argmax(-1).numpy() == labels[held, 1])
-            print(f"vision step {step} loss {loss.item():.3f} kind {right:.4f} held {both.mean():.4f} {time.time() - started:.0f} s", flush=True)
+            print(
+                f"vision step {step} loss {loss.item():.3f} kind {right:.4f} held {both.mean():.4f} {time.time() - started:.0f} s",
+                flush=True,
+            )
             torch.save({"model": model.state_dict(), "reader": reader.state_dict()}, work / "vision.pt")
