@@ -35,9 +35,8 @@ def main() -> None:
         note = "" if good else "   (right: " + fact["answer"] + ")"
         print(f"{'right' if good else 'WRONG'}  {fact['question']:44} {turn['answer']}{note}")
     kv = result["kv"]
-    print(
-        f"{right} of {len(facts)} right; KV cache {kv['bytes']} bytes of {kv['budget_bytes']}, {kv['evicted_tokens']} tokens evicted"
-    )
+    held = f"KV cache {kv['bytes']} of {kv['budget_bytes']} bytes, {kv['evicted_tokens']} tokens evicted"
+    print(f"{right} of {len(facts)} right; {held}")
     sys.exit(0 if right >= options.need * len(facts) else 1)
 
 

@@ -226,7 +226,8 @@ class KVCache(Cache):  # type: ignore[misc]
         if not times:
             return torch.empty(0)
         joined = torch.cat(times)
-        return torch.unique(joined[~joined.isnan()]).cpu()
+        found: Tensor = torch.unique(joined[~joined.isnan()])
+        return found.cpu()
 
 
 def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:

@@ -1,7 +1,7 @@
-"""Alignment phase: every token of a frame says colour, shape and digit, in the directions of the language model's own words.
+"""Alignment phase: every token of a frame says colour, shape and digit, in the directions of the model's own words.
 
-The reader of the vision phase sees all four tokens at once and so leaves the shape in two of them and the digit in the others:
-a look-up then takes two hops over a foreign code. After this phase it is one hop, and what it finds is already the answer's word.
+The reader of the vision phase sees all four tokens at once, so the shape ends in two of them and the digit in the
+others: a look-up then takes two hops over a foreign code. After this phase it is one hop, and it finds a word.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORDS = (
 
 
 class WordReader(nn.Module):
-    """Cosines of a token with the words of each attribute; the last class of each is footage, by a learned threshold."""
+    """Cosines of a token with the words of each attribute; each one's last class is footage, by a learned threshold."""
 
     def __init__(self, embedding: Tensor, tokenizer: Any) -> None:
         super().__init__()
@@ -82,12 +82,13 @@ def train_align(work: Path, source: Path, steps: int, seed: int, rows: int = 192
         optimisers.step(min(1.0, (step + 1) / 20) * peak * (1 - step / steps))
         if step % 50 == 49 or step == steps - 1:
             with torch.no_grad():
-                seen = [x.argmax(-1).numpy() for x in reader(frame_tokens(model, np.concatenate([held_slides, held_scenes])))]
+                held = reader(frame_tokens(model, np.concatenate([held_slides, held_scenes])))
+            seen = [logits.argmax(-1).numpy() for logits in held]
             right = np.stack([seen[k][:800] == wanted[-800:, k, None] for k in range(3)])
             quiet = np.stack([seen[k][800:] == none[k] for k in range(3)])
             print(
-                f"align step {step} loss {sum(x.item() for x in losses):.3f} each token {right.mean((1, 2)).round(3)} "
-                f"whole {right.all(0).mean():.3f} footage quiet {quiet.all(0).mean():.3f} {time.time() - started:.0f} s",
+                f"align step {step} loss {sum(x.item() for x in losses):.3f} each {right.mean((1, 2)).round(3)} whole "
+                f"{right.all(0).mean():.3f} quiet {quiet.all(0).mean():.3f} {time.time() - started:.0f} s",
                 flush=True,
             )
             torch.save({"model": model.state_dict()}, work / "vision.pt")

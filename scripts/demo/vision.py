@@ -101,7 +101,8 @@ def train_vision(work: Path, steps: int, seed: int, rows: int = 192, peak: float
                 k, d = reader(frame_tokens(model, slide_frames[held, 0]))
                 both = (k.argmax(-1).numpy() == labels[held, 0]) & (d.argmax(-1).numpy() == labels[held, 1])
             print(
-                f"vision step {step} loss {loss.item():.3f} kind {right:.4f} held {both.mean():.4f} {time.time() - started:.0f} s",
+                f"vision step {step} loss {loss.item():.3f} kind {right:.4f} held {both.mean():.4f} "
+                f"{time.time() - started:.0f} s",
                 flush=True,
             )
             torch.save({"model": model.state_dict(), "reader": reader.state_dict()}, work / "vision.pt")

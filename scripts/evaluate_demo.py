@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Measure the demo model with stock transformers on clips of another renderer, and write its model card's numbers.
+
+    scripts/evaluate_demo.py edgemllm/assets/demo [--footage videos/] [--text novels/] [--streams 40]
+
+Slides are drawn by tests/lecture.py, which the training never uses; footage is drawn, or frames of held-out videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
+
+import lecture  # noqa: E402
+from train_demo import HELD_OUT  # noqa: E402
+
+from edgemllm.inputs import slides  # noqa: E402
+
+HEIGHT, WIDTH = 180, 320
+
+
+def real_frames(folder: Path | None) -> list[np.ndarray]:
+    """One frame a second of the held-out videos."""
+    frames: list[np.ndarray] = []
+    for name in HELD_OUT if folder else ():
+        capture, number = cv2.VideoCapture(str(folder / name)), 0
+        step = max(1, round(capture.get(cv2.CAP_PROP_FPS) or 25))
+        while capture.grab():
+            if number % step == 0:
+                image = cv2.resize(capture.retrieve()[1], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+                frames.append(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            number += 1
+    return frames
+
+
+def clip(
+    rng: np.random.Generator, facts: list[slides.Fact], real: list[np.ndarray], gain: float
+) -> tuple[np.ndarray, slides.Fact | None]:
+    """Frames of a short lecture, and what the last one shows."""
+    frames: list[np.ndarray] = []
+
+    def footage() -> None:
+        count = int(rng.integers(1, 5))
+        if real:
+            first = int(rng.integers(len(real) - count))
+            frames.extend(real[first : first + count])
+        else:
+            frames.extend(slides.footage(rng, count, HEIGHT, WIDTH))
+
+    footage()
+    for fact in facts:
+        frames += [lecture.slide(*fact.kind, fact.digit, WIDTH, HEIGHT, rng)] * int(rng.integers(2, 5))
+        footage()
+    now = None
+    if rng.random() < 0.5:
+        now = facts[-1]
+        frames += [lecture.slide(*now.kind, now.digit, WIDTH, HEIGHT, rng)] * 2
+    return np.clip(np.stack(frames) * gain, 0, 255).astype(np.uint8), now
+
+
+class Asker:
+    """One question at a time after a clip, with greedy decoding."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def answers(self, frames: np.ndarray, questions: list[str]) -> list[str]:
+        prompts = [
+            self.processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "\n" + question}]}],
+                add_generation_prompt=True,
+            )
+            for question in questions
+        ]
+        said = []
+        for prompt in prompts:
+            inputs = self.processor(text=prompt, videos=[frames], return_tensors="pt", do_sample_frames=False)
+            out = self.model.generate(**inputs, max_new_tokens=20, do_sample=False)
+            new = out[0, inputs["input_ids"].shape[1] :]
+            said.append(str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip())
+        return said
+
+    @torch.inference_mode()
+    def nats(self, text: str, length: int = 1024) -> float:
+        """Summed over the text, in windows of the trained length that overlap by half."""
+        ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        total, done = 0.0, 1
+        while done < len(ids):
+            first = max(0, done - length // 2)
+            window = ids[first : first + length]
+            logits = self.model(input_ids=window[None]).logits[0, done - first - 1 : -1]
+            total += float(torch.nn.functional.cross_entropy(logits, window[done - first :], reduction="sum"))
+            done = first + len(window)
+        return total
+
+
+def ask_clips(asker: Asker, real: list[np.ndarray], streams: int, gain: float, seed: int) -> dict[str, tuple[int, int]]:
+    """Right and asked for every kind of question; refusals count apart."""
+    score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for number in range(streams):
+        rng = np.random.default_rng([seed, number])
+        kinds = [slides.KINDS[int(k)] for k in rng.permutation(len(slides.KINDS))]
+        facts = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds[: int(rng.integers(2, 13))]]
+        frames, now = clip(rng, facts, real, gain)
+        asked = [("number", facts[0].kind), ("number", facts[len(facts) // 2].kind), ("number", kinds[-1])]
+        asked += [("seen", facts[-1].kind), ("seen", kinds[-2]), ("screen", kinds[0]), ("list", facts[0].kind)]
+        said = asker.answers(frames, [slides.ask(topic, kind) for topic, kind in asked])
+        for (topic, kind), words in zip(asked, said, strict=True):
+            right = slides.answer(topic, kind, facts, now)
+            name = "refusal (not seen)" if right == slides.NOT_SEEN else topic
+            score[name][0] += words == right
+            score[name][1] += 1
+    return {name: (right, asked) for name, (right, asked) in sorted(score.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--footage", type=Path, help="folder with the held-out videos")
+    parser.add_argument("--text", type=Path, help="folder of novels the training never saw")
+    parser.add_argument("--streams", type=int, default=40, help="clips of each condition; 7 questions each")
+    parser.add_argument("--characters", type=int, default=60000, help="of each novel, for bits per byte")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    asker, result = Asker(options.model), {}
+    conditions: list[tuple[str, list[np.ndarray], float]] = [("drawn footage", [], 1.0)]
+    if options.footage:
+        conditions.append(("held-out real footage", real_frames(options.footage), 1.0))
+    conditions += [("brightness -20 %", [], 0.8), ("brightness +20 %", [], 1.2)]
+    for number, (name, real, gain) in enumerate(conditions):
+        result[name] = ask_clips(asker, real, options.streams, gain, number)
+        print(name, "; ".join(f"{k} {r}/{n} {r / n:.3f}" for k, (r, n) in result[name].items()), flush=True)
+    if options.text:
+        size = packed = 0
+        nats = 0.0
+        for path in sorted(options.text.glob("*.txt")):
+            whole = path.read_text(encoding="utf-8", errors="replace")
+            part = whole[len(whole) // 3 :][: options.characters]
+            size += len(part.encode())
+            nats += asker.nats(part)
+            packed += len(lzma.compress(whole.encode(), preset=9)) * len(part) / len(whole)
+        bits, xz = nats / np.log(2) / size, 8 * packed / size
+        print(f"text {bits:.3f} bits per byte, xz -9 {xz:.3f}, {100 * (1 - bits / xz):.1f} % better", flush=True)
+        result["text"] = {"bits per byte": bits, "xz -9": xz}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
