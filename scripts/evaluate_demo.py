@@ -19,7 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
+from PIL import Image
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
@@ -75,30 +76,30 @@ class Asker:
     """One question at a time after a clip, with greedy decoding."""
 
     def __init__(self, folder: Path) -> None:
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def answers(self, frames: np.ndarray, questions: list[str]) -> list[str]:
-        prompts = [
-            self.processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "\n" + question}]}],
-                add_generation_prompt=True,
-            )
-            for question in questions
-        ]
+        """Every question alone after the clip."""
+        small = [np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC)) for frame in frames]
+        pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
         said = []
-        for prompt in prompts:
-            inputs = self.processor(text=prompt, videos=[frames], return_tensors="pt", do_sample_frames=False)
-            out = self.model.generate(**inputs, max_new_tokens=20, do_sample=False)
-            new = out[0, inputs["input_ids"].shape[1] :]
-            said.append(str(self.processor.tokenizer.decode(new, skip_special_tokens=True)).strip())
+        for question in questions:
+            content = [{"type": "video"}, {"type": "text", "text": "\n" + question}]
+            messages = [{"role": "user", "content": content}]
+            prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            prompt = prompt.replace("<video>", "<video>" * (4 * len(frames) + 1))
+            ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            mask = torch.ones_like(ids)
+            out = self.model.generate(input_ids=ids, attention_mask=mask, pixel_values_videos=pixels, max_new_tokens=20)
+            said.append(str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)).strip())
         return said
 
     @torch.inference_mode()
     def nats(self, text: str, length: int = 1024) -> float:
         """Summed over the text, in windows of the trained length that overlap by half."""
-        ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         total, done = 0.0, 1
         while done < len(ids):
             first = max(0, done - length // 2)

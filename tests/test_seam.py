@@ -57,7 +57,8 @@ def onevision_case() -> tuple[Tiny, torch.Tensor, Chunk]:
     ids[0, 5:18] = VIDEO
     pixels = torch.randn(1, 3, 3, 32, 32)
     want = tiny.stock(input_ids=ids, pixel_values_videos=pixels)
-    features = tiny.model.model.get_video_features(pixels, return_dict=True).pooler_output[0]
+    features = tiny.model.model.get_video_features(pixels, return_dict=True).pooler_output.flatten(0, -2)[:12]
+    features = torch.cat([features, tiny.model.model.image_newline[None]])  # newer transformers have appended it already
     return tiny, want, vision_chunk(tiny, ids, features, VIDEO)
 
 

@@ -55,11 +55,11 @@ class LlavaOnevisionFamily(ModelFamily):
         return self.vision(features, offset, time)
 
     def _video_features(self, batch: Tensor) -> Tensor:
-        """(n * tokens a frame, E): transformers closes every call with `image_newline`, which only the last may have."""
+        """(n * tokens a frame, E). Newer transformers close every call with `image_newline`: only the last may have it."""
         batch = batch.to(self.device, self.model.model.image_newline.dtype)
-        output = self.model.model.get_video_features(pixel_values_videos=batch[None], return_dict=True)
+        output = self.model.model.get_video_features(batch[None], return_dict=True)
         features: Tensor = output.pooler_output
-        return features[0, :-1]
+        return features[0, : len(batch) * self.media_tokens(self.model.config)[0]]
 
     def video_end(self, offset: int) -> Chunk | None:
         return self.vision(self.model.model.image_newline[None], offset, torch.full((1,), torch.nan))

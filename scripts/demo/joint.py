@@ -97,7 +97,7 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = N
         batch = writer.batch(rng, rows - prose, length, most)
         ids = text_batch(tokens, rng, prose, length)
         inputs = torch.cat([embed(model, table, batch), text_model.embed_tokens(ids)])
-        run = compiled if length in (256, 512) else text_model
+        run = compiled if length in (128, 256, 512) else text_model
         hidden = run(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0
@@ -108,7 +108,7 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = N
         optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.45)))
         for name, value in (("text", loss_text), ("answer", loss_answer)):
             shown[name] = value.item() if step == 0 else 0.95 * shown[name] + 0.05 * value.item()
-        if step % 20 == 0:
+        if step % 10 == 0:
             before = torch.nn.functional.pad(wanted, (1, 0))[:, :-1]
             starts = (wanted & ~before)[wanted].nonzero().flatten()
             right = answers_right(logits, labels[wanted], starts)
