@@ -3,7 +3,8 @@
 
     scripts/train_demo.py --text novels/ --footage videos/ --work build/demo
 
-Phases: tokenizer, text (prose alone), frames (slides and footage), vision (reading a slide), joint (looking slides up in
+Phases: tokenizer, text (prose alone), frames (slides and footage), vision (reading a slide),
+align (in the words of the language model), joint (looking slides up in
 streams while reading on), export. `--only PHASE` runs one. `scripts/evaluate_demo.py` measures the result.
 """
 
@@ -19,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 HELD_OUT = ("yoga.mp4", "frog.mp4", "bottle-detection.mp4")
 """Footage that is never trained on: the evaluation splices slides into it."""
-PHASES = ("tokenizer", "text", "frames", "vision", "joint", "export")
+PHASES = ("tokenizer", "text", "frames", "vision", "align", "joint", "export")
 
 
 def run(phase: str, options: argparse.Namespace) -> None:
     """One phase; what is already there is not made again."""
-    from demo import export, frames, joint, language, vision
+    from demo import align, export, frames, joint, language, vision
 
     work: Path = options.work
     if phase == "tokenizer" and not (work / "text_tokens.npy").exists():
@@ -35,6 +36,8 @@ def run(phase: str, options: argparse.Namespace) -> None:
         frames.make_pools(options.footage, HELD_OUT, work, options.seed + 1)
     elif phase == "vision" and not (work / "vision.pt").exists():
         vision.train_vision(work, options.vision_steps, options.seed + 2)
+    elif phase == "align" and not (work / "aligned.pt").exists():
+        align.train_align(work, work / "vision.pt", options.align_steps, options.seed + 4)
     elif phase == "joint":
         joint.train_joint(work, options.minutes * 0.45, options.seed + 3)
     elif phase == "export":
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("edgemllm/assets/demo"))
     parser.add_argument("--minutes", type=float, default=100, help="for the whole training, on two cores")
     parser.add_argument("--vision-steps", type=int, default=2500)
+    parser.add_argument("--align-steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PHASES)
     options = parser.parse_args()

@@ -53,7 +53,7 @@ def attributes(labels: np.ndarray) -> np.ndarray:
 
 
 def train_align(work: Path, source: Path, steps: int, seed: int, rows: int = 192, peak: float = 0.6) -> None:
-    """Goes on from the vision checkpoint `source`; writes vision.pt under `work`."""
+    """Goes on from the vision checkpoint `source`; writes aligned.pt under `work`."""
     pool = np.load(work / "slides.npz")
     frames_of, wanted = pool["frames"], attributes(pool["labels"])
     scenes = np.load(work / "scenes.npy")
@@ -91,4 +91,4 @@ def train_align(work: Path, source: Path, steps: int, seed: int, rows: int = 192
                 f"{right.all(0).mean():.3f} quiet {quiet.all(0).mean():.3f} {time.time() - started:.0f} s",
                 flush=True,
             )
-            torch.save({"model": model.state_dict()}, work / "vision.pt")
+            torch.save({"model": model.state_dict()}, work / "aligned.pt")

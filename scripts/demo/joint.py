@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
-    """The seeing part of the vision phase with the language part of the text phase."""
+    """The seeing part of the align phase with the language part of the text phase."""
     model = LlavaOnevisionForConditionalGeneration(config())
-    seeing = torch.load(work / "vision.pt", weights_only=True)["model"]
+    seeing = torch.load(work / "aligned.pt", weights_only=True)["model"]
     model.load_state_dict(seeing)
     language = build_language_model(0)
     language.load_state_dict(torch.load(work / "text.pt", weights_only=False)["model"])
@@ -65,17 +65,41 @@ def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
     return torch.tensor([bool(right[a:b].all()) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
 
 
-def stage(progress: float) -> tuple[int, int, int]:
-    """Rows of a batch, their length, and the most slides of a stream: short and easy first, full context at the end."""
-    for until, rows, length, most in ((0.15, 20, 256, 6), (0.3, 20, 256, 9), (0.5, 20, 256, 14), (0.8, 10, 512, 26)):
-        if progress < until:
-            return rows, length, most
-    return 5, 1024, 44
+class Course:
+    """Short and easy streams first: a level is left when 92 % of its last answers are right, or late by the clock.
+
+    Levels are rows of a batch, their length, the most slides of a stream, and the latest progress to leave it at.
+    """
+
+    LEVELS = (
+        (10, 128, 1, 0.2), (10, 128, 2, 0.3), (10, 128, 3, 0.4), (8, 256, 5, 0.5),
+        (8, 256, 9, 0.6), (8, 256, 14, 0.7), (5, 512, 26, 0.85), (4, 1024, 44, 2.0),
+    )  # fmt: skip
+    EASY = 3
+    """Levels with hardly a question about things never shown: refusals too early become the only answer."""
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.marks: list[float] = []
+
+    def stage(self, progress: float) -> tuple[int, int, int]:
+        while progress > self.LEVELS[self.level][3]:
+            self.level += 1
+        return self.LEVELS[self.level][:3]
+
+    def known(self) -> float | None:
+        """Share of number questions about shown slides, where it is not the usual one."""
+        return None if self.level >= self.EASY else 1.0 if self.level == 0 else 0.9
+
+    def mark(self, right: float) -> None:
+        self.marks = [*self.marks[-2:], right]
+        if len(self.marks) == 3 and sum(self.marks) > 3 * 0.92 and self.level < len(self.LEVELS) - 1:
+            self.level += 1
+            self.marks = []
 
 
-def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = None) -> None:
+def train_joint(work: Path, minutes: float, seed: int) -> None:
     """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose."""
-    del text_rows
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     model = assemble(work)
@@ -84,17 +108,18 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = N
         model.load_state_dict(torch.load(work / "joint.pt", weights_only=True))
     writer = Writer(tokenizer, bank)
     optimisers = Optimisers(
-        [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.015, adam=1.5e-3, embedding=2e-3
+        [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
     )
     text_model, head = model.model.language_model, model.lm_head
     # One compilation a length pays for itself except for the last, short stage.
     compiled = torch.compile(text_model, dynamic=False)
+    course = Course()
     started, shown, step = time.time(), {"text": 0.0, "answer": 0.0}, 0
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
-        rows, length, most = stage(progress)
+        rows, length, most = course.stage(progress)
         prose = max(1, rows // 5)
-        batch = writer.batch(rng, rows - prose, length, most)
+        batch = writer.batch(rng, rows - prose, length, most, course.known())
         ids = text_batch(tokens, rng, prose, length)
         inputs = torch.cat([embed(model, table, batch), text_model.embed_tokens(ids)])
         run = compiled if length in (128, 256, 512) else text_model
@@ -112,6 +137,7 @@ def train_joint(work: Path, minutes: float, seed: int, text_rows: int | None = N
             before = torch.nn.functional.pad(wanted, (1, 0))[:, :-1]
             starts = (wanted & ~before)[wanted].nonzero().flatten()
             right = answers_right(logits, labels[wanted], starts)
+            course.mark(float(right.float().mean()))
             numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in labels[wanted][starts]])
             print(
                 f"joint step {step} {progress:.3f} length {length} answer {shown['answer']:.3f} text {shown['text']:.3f} "

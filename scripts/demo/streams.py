@@ -76,11 +76,15 @@ class Writer:
         last = facts[-1] if facts and holds[-1] > 0 and gaps[-1] == 0 else None
         return rows, last
 
-    def question(self, rng: np.random.Generator, shown: list[slides.Fact], now: slides.Fact | None) -> tuple[str, str]:
-        topic = str(rng.choice(["number", "seen", "screen", "list"], p=[0.62, 0.14, 0.1, 0.14]))
+    def question(
+        self, rng: np.random.Generator, shown: list[slides.Fact], now: slides.Fact | None, share: float | None = None
+    ) -> tuple[str, str]:
+        """With a right answer. `share`: of number questions about shown slides, while a beginner learns."""
+        odds = [0.62, 0.14, 0.1, 0.14] if share is None else [0.6, 0.08, 0.22, 0.1]
+        topic = str(rng.choice(["number", "seen", "screen", "list"], p=odds))
         known = {fact.kind for fact in shown}
         kind = slides.KINDS[int(rng.integers(48))]
-        if shown and rng.random() < (0.75 if topic == "number" else 0.5):
+        if shown and rng.random() < ((share or 0.75) if topic == "number" else 0.5):
             kind = shown[int(rng.integers(len(shown)))].kind
         elif topic != "list" and len(known) < 40:
             while kind in known:
@@ -89,7 +93,7 @@ class Writer:
         article = ARTICLES[kind.colour == "orange"] if rng.random() < 0.5 else "a"
         return slides.ask(topic, kind, phrasing, article), slides.answer(topic, kind, shown, now)
 
-    def stream(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
+    def stream(self, rng: np.random.Generator, length: int, slides_at_most: int, share: float | None = None) -> Stream:
         """One conversation, cut or padded to `length` by the caller."""
         ids: list[int] = []
         rows: list[int] = []
@@ -132,18 +136,20 @@ class Writer:
             labels.append(IGNORED)
             shown = shown + mine
             for number in range(max(1, questions // rounds)):
-                asked, answer = self.question(rng, shown, now)
+                asked, answer = self.question(rng, shown, now, share)
                 text(("" if number == 0 else "<|im_start|>user\n") + asked + "<|im_end|>\n<|im_start|>assistant\n")
                 text(answer + "<|im_end|>", learn=True)
                 text("\n")
         return Stream(np.array(ids), np.array(rows), np.array(labels))
 
-    def batch(self, rng: np.random.Generator, count: int, length: int, slides_at_most: int) -> Stream:
+    def batch(
+        self, rng: np.random.Generator, count: int, length: int, slides_at_most: int, share: float | None = None
+    ) -> Stream:
         """Padded (count, length)."""
         ids, rows = np.zeros((count, length), np.int64), np.full((count, length), -1)
         labels = np.full((count, length), IGNORED)
         for i in range(count):
-            one = self.stream(rng, length - 16, slides_at_most)
+            one = self.stream(rng, length - 16, slides_at_most, share)
             n = min(length, len(one.ids))
             ids[i, :n], rows[i, :n], labels[i, :n] = one.ids[:n], one.rows[:n], one.labels[:n]
         return Stream(ids, rows, labels)
