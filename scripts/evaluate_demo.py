@@ -86,7 +86,7 @@ class Asker:
         pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
         said = []
         for question in questions:
-            content = [{"type": "video"}, {"type": "text", "text": "\n" + question}]
+            content = [{"type": "video"}, {"type": "text", "text": question}]
             messages = [{"role": "user", "content": content}]
             prompt = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             prompt = prompt.replace("<video>", "<video>" * (4 * len(frames) + 1))

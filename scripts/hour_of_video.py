@@ -3,8 +3,8 @@
 
     scripts/hour_of_video.py --footage clip.mp4 --minutes 60 --compare 10
 
-makes two videos by looping the clip (or drawn footage, without --footage), watches each with `edgemllm chat` in a process of its own,
-and prints KV bytes and peak RSS side by side.
+makes two videos by looping the clip (or drawn footage, without --footage), watches each with `edgemllm chat` in a
+process of its own, and prints KV bytes and peak RSS side by side.
 """
 
 from __future__ import annotations

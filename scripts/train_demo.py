@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -29,7 +30,13 @@ def run(phase: str, options: argparse.Namespace) -> None:
 
     work: Path = options.work
     if phase == "tokenizer" and not (work / "text_tokens.npy").exists():
-        language.train_tokenizer(options.text, work)
+        if options.start:
+            AutoTokenizer.from_pretrained(options.start).save_pretrained(work / "tokenizer")
+        else:
+            language.train_tokenizer(options.text, work)
+        language.encode_text(options.text, work)
+    elif options.start and phase in ("text", "vision", "align"):
+        return
     elif phase == "text":
         language.train_text(work, options.minutes * 0.35, options.seed, steps=1400)
     elif phase == "frames" and not (work / "slides.npz").exists():
@@ -39,9 +46,9 @@ def run(phase: str, options: argparse.Namespace) -> None:
     elif phase == "align" and not (work / "aligned.pt").exists():
         align.train_align(work, work / "vision.pt", options.align_steps, options.seed + 4)
     elif phase == "joint":
-        joint.train_joint(work, options.minutes * 0.45, options.seed + 3)
+        joint.train_joint(work, options.minutes * (1 if options.start else 0.45), options.seed + 3, options.start)
     elif phase == "export":
-        model = joint.assemble(work)
+        model = LlavaOnevisionForConditionalGeneration(vision.config())
         model.load_state_dict(torch.load(work / "joint.pt", weights_only=True))
         export.export(model, work, options.out)
 
@@ -55,6 +62,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100, help="for the whole training, on two cores")
     parser.add_argument("--vision-steps", type=int, default=2500)
     parser.add_argument("--align-steps", type=int, default=1000)
+    parser.add_argument("--from", dest="start", type=Path, help="go on with the joint phase from a finished checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PHASES)
     options = parser.parse_args()

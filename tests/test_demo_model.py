@@ -31,7 +31,7 @@ def tokenizer() -> Any:
 
 def say(model: Any, tokenizer: Any, frames: list[np.ndarray], question: str) -> str:
     """Greedy answer of stock transformers; its own video processor would need torchvision, so frames are squashed here."""
-    content = [{"type": "video"}, {"type": "text", "text": "\n" + question}]
+    content = [{"type": "video"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     prompt = prompt.replace("<video>", "<video>" * (4 * len(frames) + 1))

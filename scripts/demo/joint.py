@@ -28,18 +28,14 @@ def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
 
 
 @torch.no_grad()
-def feature_table(model: Any, work: Path) -> tuple[Tensor, Bank]:
-    """Every pooled frame token of the pools as one table (rows, E), and where to find what. Scales vision to text."""
+def feature_table(model: Any, work: Path, scale: bool) -> tuple[Tensor, Bank]:
+    """Every pooled frame token of the pools as one table (rows, E), and where to find what."""
     pool = np.load(work / "slides.npz")
     frames, labels = pool["frames"], pool["labels"]
     scenes = np.load(work / "scenes.npy")
     every = np.concatenate([frames.reshape(-1, *frames.shape[2:]), scenes.reshape(-1, *scenes.shape[2:])])
-    projector = model.model.multi_modal_projector.linear_2
-    probe = frame_tokens(model, every[:: len(every) // 512])
-    scale = model.model.language_model.embed_tokens.weight.std() / probe.std()
-    projector.weight.mul_(scale)
-    projector.bias.mul_(scale)
-    model.model.image_newline.mul_(model.model.language_model.embed_tokens.weight.std() / model.model.image_newline.std())
+    if scale:
+        match_scale(model, frame_tokens(model, every[:: len(every) // 512]))
     table = torch.cat([frame_tokens(model, every[i : i + 512]).half() for i in range(0, len(every), 512)])
     by_fact: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for i, (kind, digit) in enumerate(labels):
@@ -48,6 +44,14 @@ def feature_table(model: Any, work: Path) -> tuple[Tensor, Bank]:
     where = np.arange(first, first + scenes.shape[0] * scenes.shape[1]).reshape(scenes.shape[:2])
     flat = torch.cat([table.flatten(0, 1).float(), model.model.image_newline[None]])
     return flat, Bank({fact: np.array(rows) for fact, rows in by_fact.items()}, where, len(flat) - 1)
+
+
+def match_scale(model: Any, probe: Tensor) -> None:
+    """Give the projector's output and `image_newline` the spread of the word embeddings."""
+    wanted = model.model.language_model.embed_tokens.weight.std()
+    projector = model.model.multi_modal_projector.linear_2
+    for parameter, spread in ((projector.weight, probe), (projector.bias, probe), (model.model.image_newline,) * 2):
+        parameter.mul_(wanted / spread.std())
 
 
 def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
@@ -98,12 +102,15 @@ class Course:
             self.marks = []
 
 
-def train_joint(work: Path, minutes: float, seed: int) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose."""
+def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose.
+
+    `start`: a finished checkpoint folder to go on from, instead of the earlier phases.
+    """
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    model = assemble(work)
-    table, bank = feature_table(model, work)
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32) if start else assemble(work)
+    table, bank = feature_table(model, work, scale=start is None)
     if (work / "joint.pt").exists():
         model.load_state_dict(torch.load(work / "joint.pt", weights_only=True))
     writer = Writer(tokenizer, bank)

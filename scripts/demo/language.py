@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from edgemllm.inputs import slides
 
@@ -99,13 +99,19 @@ def train_tokenizer(text: Path, work: Path) -> None:
         chat_template=CHAT_TEMPLATE,
     )
     fast.save_pretrained(work / "tokenizer")
-    end = fast.convert_tokens_to_ids("<|endoftext|>")
+
+
+def encode_text(text: Path, work: Path) -> None:
+    """The novels as one array of tokens, an end token behind each."""
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    novels = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))]
     stream: list[int] = []
-    for encoded in fast(novels, add_special_tokens=False)["input_ids"]:
+    for encoded in tokenizer(novels, add_special_tokens=False)["input_ids"]:
         stream += [*encoded, end]
     np.save(work / "text_tokens.npy", np.array(stream, dtype=np.uint16))
     size = sum(len(novel.encode()) for novel in novels)
-    print(f"tokenizer: {len(fast)} entries, {len(stream)} tokens, {size / len(stream):.3f} bytes a token", flush=True)
+    print(f"tokenizer: {len(tokenizer)} entries, {len(stream)} tokens, {size / len(stream):.3f} bytes a token", flush=True)
 
 
 class Muon(torch.optim.Optimizer):
