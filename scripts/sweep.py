@@ -3,8 +3,8 @@
 
     scripts/sweep.py --policy inf-mllm bias=0,0.003,0.01,0.03 recent=0.125,0.25,0.5 window=8,32,64
 
-Each stream shows slides among drawn footage, more than the cache holds, then asks for each slide's number. All settings see the same
-streams; the first value of each setting need not be the default: the default is measured too, in the first row.
+Each stream shows slides among drawn footage, more than the cache holds, then asks for each slide's number. All settings
+see the same streams; the first row is the default.
 """
 
 from __future__ import annotations

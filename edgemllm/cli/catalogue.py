@@ -76,5 +76,5 @@ def profiles(name: Name = None) -> None:
             memory = human_bytes(profile.memory) if profile.memory else "what is free"
             print(f"{each:26}{memory:>14}  {profile.weights:5} {profile.title}{'   <- this machine' if each == here else ''}")
         return
-    path = Path(name) if Path(name).is_file() else known.configs_folder() / f"{known.load(name).name}.toml"
+    path = Path(name) if Path(name).is_file() else known.configs_folder() / "devices" / f"{known.load(name).name}.toml"
     print(path.read_text().rstrip())
