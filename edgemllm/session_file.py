@@ -55,6 +55,7 @@ def save(session: Session, path: Path) -> int:
     return path.stat().st_size
 
 
+@torch.inference_mode()
 def load(session: Session, path: Path) -> None:
     """Put a saved session into this one. Raises MissingError, and UsageError where model, policy or budget differ."""
     if not path.is_file():

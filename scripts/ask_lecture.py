@@ -22,7 +22,20 @@ def main() -> None:
     options, further = parser.parse_known_args()
     facts = json.loads((DEMO / "lecture.json").read_text())
     lecture = str((DEMO / "lecture.mp4").relative_to(Path.cwd()) if DEMO.is_relative_to(Path.cwd()) else DEMO / "lecture.mp4")
-    command = [sys.executable, "-m", "edgemllm", "chat", "--video", lecture, "--policy", "inf-mllm", "--max-tokens", "24", "--json", *further]
+    command = [
+        sys.executable,
+        "-m",
+        "edgemllm",
+        "chat",
+        "--video",
+        lecture,
+        "--policy",
+        "inf-mllm",
+        "--max-tokens",
+        "24",
+        "--json",
+        *further,
+    ]
     print(f"edgemllm {shlex.join(command[3:])} QUESTIONS...")
     done = subprocess.run([*command, *(fact["question"] for fact in facts)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

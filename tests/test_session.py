@@ -176,6 +176,8 @@ def test_a_saved_session_goes_on_as_if_nothing_had_happened(demo: ModelFamily, n
     torch.testing.assert_close(woken.feed(more[1]), session.feed(more[0]), rtol=0, atol=0)
     assert answer(woken) == answer(session)
     assert woken.kv() == session.kv()
+    session_file.load(woken, tmp_path / "state.edge")  # into a session that has already run
+    assert woken.kv() != session.kv()
 
 
 def test_a_wrong_session_file_is_refused_with_a_reason(demo: ModelFamily, tmp_path: Path) -> None:

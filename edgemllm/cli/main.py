@@ -30,10 +30,24 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
+            return _unexpected(error)
+        except Exception as error:
+            if type(error).__module__.split(".")[0] in ("click", "typer"):
+                raise  # usage errors and exits of the command line itself
+            return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+    if _debugging():
+        traceback.print_exc()
+    else:
+        print(f"error: unexpected {type(error).__name__}: {error}\n  try: the same with --verbose", file=sys.stderr)
+    raise typer.Exit(1) from None
 
 
 def _debugging() -> bool:
