@@ -131,7 +131,7 @@ def prepare(
     planned = plan(
         profile, here, spec, quant, dtype, chunk, budget,
         kv_bytes_per_token=shape.token_bytes(policy),
-        kv_fixed_bytes=shape.fixed_bytes(policy),
+        kv_fixed_bytes=shape.fixed_bytes(policy, chunk),
         minimum_tokens=policy.minimum() + 1,
         input_tokens=input_tokens(checkpoint.config),
         policy_name=policy_name,

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.layer import KVCache
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.inputs.video import Frame
 from edgemllm.models.base import ModelFamily
@@ -87,7 +86,6 @@ class Session:
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
 
     def __post_init__(self) -> None:
-        layers = self.family.spec.layers
         if self.budget is not None and self.budget < self.policy.minimum() + 1:
             raise DoesNotFitError(
                 f"a KV budget of {self.budget} tokens a layer is too small: the policy needs at least "
@@ -99,7 +97,7 @@ class Session:
                 f"chunks of {self.chunk} tokens leave too little of a KV budget of {self.budget} tokens a layer",
                 f"--chunk {self.budget - self.policy.minimum()} or less, or a larger --kv-budget",
             )
-        self.cache = KVCache(self.policy, self.family.rope, [self.budget] * layers)
+        self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
         tokens = {"image": self.family.image_token, "video": self.family.video_token}
         self._tokens = tokens
         self._format: ChatFormat | None = None
@@ -112,7 +110,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
-        self.cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers)
+        self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
 
     def stop(self) -> None:
@@ -140,18 +138,19 @@ class Session:
     def watch(self, video: Iterable[Frame]) -> int:
         """Show a video's frames as they come; returns how many. The next `ask` closes the turn."""
         self._open("video")
-        frames = iter(video)
+        frames, clip = iter(video), self.family.video(getattr(video, "interval", None))
         shown = 0
         while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
             started = time.perf_counter()
-            chunk = self.family.frames(batch, self.position)
-            self.feed(chunk)
+            chunk = clip.frames(batch, self.position)
+            if chunk is not None:
+                self.feed(chunk)
             shown += len(batch)
             self.meter.frames += len(batch)
             self.meter.video_s = batch[-1].time
             self.meter.frame_s += time.perf_counter() - started
             self.on_step(self)
-        end = self.family.video_end(self.position)
+        end = clip.end(self.position)
         if end is not None:
             self.feed(end)
         return shown
@@ -207,12 +206,12 @@ class Session:
 
     def kv(self) -> dict[str, Any]:
         """The `KV` object of the JSON output, measured."""
-        lengths = [layer.length for layer in self.cache.layers]
+        lengths = [layer.length for layer in self.cache.governed]
         mean = sum(lengths) / len(lengths)
         spec = self.family.spec
         bound = None
         if self.budget is not None:
-            bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy)
+            bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy, self.chunk)
         return {
             "seen_tokens": self.cache.seen,
             "tokens": round(mean, 1),

@@ -34,6 +34,7 @@ def save(session: Session, path: Path) -> int:
         "edgemllm": __version__,
         **_identity(session),
         "position": session.position,
+        "step": session.cache.rope.step,
         "first": session.first,
         "media": session.media,
         "meter": dataclasses.asdict(session.meter),
@@ -72,6 +73,7 @@ def load(session: Session, path: Path) -> None:
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
+    session.cache.rope.step = header["step"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
     session.meter = Meter(**header["meter"])
 
@@ -120,8 +122,8 @@ def _identity(session: Session) -> dict[str, Any]:
         config.pop(volatile, None)
     shape = json.dumps(config, sort_keys=True, default=str)
     # The last norm is small, never quantised, and differs between fine-tunes of one architecture.
-    norm = session.family.text_model.norm.weight.detach().float().cpu()
-    weights = norm.contiguous().view(torch.uint8).numpy().tobytes()
+    *_, norm = session.family.text_model.parameters()
+    weights = norm.detach().float().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return {
         "model": hashlib.sha256(shape.encode() + weights).hexdigest(),
         "dtype": str(session.family.dtype),
@@ -135,7 +137,8 @@ def _check(session: Session, header: dict[str, Any], path: Path) -> None:
         if header.get(key) != mine:
             what = f"another {key}" if key == "model" else f"{key} {header.get(key)}, this session has {mine}"
             raise UsageError(f"{path} was saved with {what}", "start with the same --model, --dtype, --policy and --set")
-    longest = max(layer["length"] for layer in header["layers"])
+    governed = [number for number, layer in enumerate(session.cache.layers) if layer in session.cache.governed]
+    longest = max(header["layers"][number]["length"] for number in governed)
     if session.budget is not None and longest > session.budget:
         raise UsageError(
             f"{path} holds {longest} tokens a layer, more than the KV budget of {session.budget}",

@@ -1,21 +1,29 @@
-"""Tiny random models of the real configuration classes, and the stock logits they give."""
+"""Tiny random models of the real configuration classes, behind their families, and the stock logits they give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
@@ -24,15 +32,20 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.layer import KVCache
-from edgemllm.cache.positions import Rope
+from edgemllm.inputs.detail import Detail
+from edgemllm.models import family_of
+from edgemllm.models.base import ModelFamily
 
-VOCABULARY, IMAGE, VIDEO = 97, 96, 95
+VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END, END = 97, 96, 95, 94, 93, 92
+SPECIAL = {"<image>": IMAGE, "<video>": VIDEO, "<vision>": VISION_START, "</vision>": VISION_END, "<end>": END}
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -41,17 +54,38 @@ TEXT = {
     "num_key_value_heads": 2,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 512,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": END,
 }
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: "
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% else %}WRAPPED{% endif %}"
+    "{% endfor %}{% endif %}<end>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def tokenizer(wrapped: str = "<' ~ part.type ~ '>") -> Any:
+    """One token a character, and the special ones of `SPECIAL`."""
+    letters = string.ascii_letters + string.digits + " \n.,:?<>"
+    vocabulary = {letter: number for number, letter in enumerate(letters)} | SPECIAL
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.add_special_tokens(list(SPECIAL))
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    fast.chat_template = TEMPLATE.replace("WRAPPED", "{{ '" + wrapped + "' }}")
+    return fast
 
 
 class Tiny(SimpleNamespace):
-    """A stock model with what the seam needs to know of it."""
+    """A stock model and its family."""
 
     model: Any
-    text: Any
-    axes: int
-    step: int
-    make_inputs: Callable[[Any], dict[str, Any]]
+    family: ModelFamily
+
+    @property
+    def text(self) -> Any:
+        return self.family.text_model
 
     def use(self, name: str) -> Tiny:
         """Choose the language model's attention."""
@@ -67,51 +101,66 @@ class Tiny(SimpleNamespace):
     def run(self, chunk: Chunk, size: int, policy: Any, budgets: list[int | None] | int | None = None) -> Tensor:
         """Logits of all tokens through our cache, in chunks."""
         self.use(NAME)
-        self.cache = self.new_cache(policy, budgets)
+        self.cache = self.new_cache(policy, budgets, size)
         hidden = [forward(self.text, self.cache, part) for part in chunk.split(size)]
-        logits: Tensor = self.model.lm_head(torch.cat(hidden, 1))
-        return logits
+        return self.family.logits(torch.cat(hidden, 1))
 
-    def new_cache(self, policy: Any, budgets: list[int | None] | int | None = None) -> KVCache:
-        layers = self.text.config.num_hidden_layers
-        each = budgets if isinstance(budgets, list) else [budgets] * layers
-        return KVCache(policy, Rope(self.text.rotary_emb, self.axes, self.step), each)
+    def new_cache(self, policy: Any, budgets: list[int | None] | int | None = None, size: int = 100) -> KVCache:
+        if not isinstance(budgets, list):
+            return self.family.new_cache(policy, budgets, size)
+        return KVCache(policy, self.family.rope, budgets)
 
     def text_chunk(self, ids: Tensor, offset: int = 0) -> Chunk:
-        return Chunk.of_text(self.text.embed_tokens(ids), offset, self.axes)
+        return self.family.text(ids[0].tolist(), offset)
 
 
 def random_ids(count: int, seed: int = 1) -> Tensor:
     return torch.randint(0, 90, (1, count), generator=torch.Generator().manual_seed(seed))
 
 
-def text_only(cls: Any, config: Any) -> Tiny:
+def tiny(cls: Any, config: Any, wrapped: str = "<' ~ part.type ~ '>", **more: Any) -> Tiny:
     torch.manual_seed(0)
     model = cls(config).eval()
-    return Tiny(model=model, text=model.model, axes=1, step=1)
+    family = family_of(config.model_type)(model, tokenizer(wrapped), **more)
+    return Tiny(model=model, family=family)
 
 
 def llama() -> Tiny:
-    return text_only(LlamaForCausalLM, LlamaConfig(**TEXT))
+    return tiny(LlamaForCausalLM, LlamaConfig(**TEXT))
 
 
 def qwen2() -> Tiny:
-    return text_only(Qwen2ForCausalLM, Qwen2Config(**TEXT))
+    return tiny(Qwen2ForCausalLM, Qwen2Config(**TEXT))
 
 
 def qwen3() -> Tiny:
-    return text_only(Qwen3ForCausalLM, Qwen3Config(**TEXT, head_dim=16))
+    return tiny(Qwen3ForCausalLM, Qwen3Config(**TEXT, head_dim=16))
 
 
 def yarn_llama() -> Tiny:
     rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 128}
-    return text_only(LlamaForCausalLM, LlamaConfig(**TEXT, rope_parameters=rope))
+    return tiny(LlamaForCausalLM, LlamaConfig(**TEXT, rope_parameters=rope))
 
 
-def multimodal(cls: Any, config: Any, axes: int = 1, step: int = 1) -> Tiny:
-    torch.manual_seed(0)
-    model = cls(config).eval()
-    return Tiny(model=model, text=model.model.language_model, axes=axes, step=step)
+def mistral() -> Tiny:
+    """Every layer slides."""
+    return tiny(MistralForCausalLM, MistralConfig(**TEXT, sliding_window=16))
+
+
+def qwen2_sliding() -> Tiny:
+    """The last layer slides."""
+    return tiny(Qwen2ForCausalLM, Qwen2Config(**TEXT, use_sliding_window=True, sliding_window=16, max_window_layers=2))
+
+
+def phi3() -> Tiny:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return tiny(Phi3ForCausalLM, Phi3Config(**TEXT, rope_parameters=rope))
+
+
+def gpt_neox() -> Tiny:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    config = {key: value for key, value in TEXT.items() if key != "num_key_value_heads"}
+    return tiny(GPTNeoXForCausalLM, GPTNeoXConfig(**config, rope_parameters=rope))
 
 
 def llava() -> Tiny:
@@ -119,7 +168,7 @@ def llava() -> Tiny:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
     )
     config = LlavaConfig(text_config=LlamaConfig(**TEXT), vision_config=vision, image_token_id=IMAGE)
-    return multimodal(LlavaForConditionalGeneration, config)
+    return tiny(LlavaForConditionalGeneration, config)
 
 
 def llava_onevision() -> Tiny:
@@ -131,31 +180,44 @@ def llava_onevision() -> Tiny:
         text_config=Qwen2Config(**TEXT), vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
         image_grid_pinpoints=[[32, 32], [32, 64]], vision_feature_layer=-1,
     )  # fmt: skip
-    return multimodal(LlavaOnevisionForConditionalGeneration, config)
+    return tiny(LlavaOnevisionForConditionalGeneration, config)
 
 
 MROPE = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}}
-TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 94, "vision_end_token_id": 93}
+TOKENS = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END,
+}  # fmt: skip
+PATCHES = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+WRAPPED = "<vision><' ~ part.type ~ '></vision>"
+FEW = Detail(tokens_per_frame=6)
 
 
 def qwen2_vl() -> Tiny:
-    vision = {
-        "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4,
-        "spatial_merge_size": 2, "temporal_patch_size": 2,
-    }  # fmt: skip
+    vision = {**PATCHES, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
     config = Qwen2VLConfig(text_config=MROPE, vision_config=vision, **TOKENS)
-    return multimodal(Qwen2VLForConditionalGeneration, config, axes=3)
+    return tiny(Qwen2VLForConditionalGeneration, config, WRAPPED, detail=FEW)
 
 
 def qwen2_5_vl() -> Tiny:
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_heads": 2, "patch_size": 4,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 16, "fullatt_block_indexes": [1],
-        "tokens_per_second": 4,
+        **PATCHES, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "window_size": 16,
+        "fullatt_block_indexes": [1], "tokens_per_second": 2,
     }  # fmt: skip
     config = Qwen2_5_VLConfig(text_config=MROPE, vision_config=vision, **TOKENS)
-    return multimodal(Qwen2_5_VLForConditionalGeneration, config, axes=3, step=4)
+    return tiny(Qwen2_5_VLForConditionalGeneration, config, WRAPPED, detail=FEW)
 
 
-TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama]
-MODELS = [*TEXT_MODELS, llava, llava_onevision, qwen2_vl, qwen2_5_vl]
+def qwen3_vl() -> Tiny:
+    vision = {
+        **PATCHES, "depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64,
+        "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = {**TEXT, "head_dim": 16, "rope_parameters": rope}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **TOKENS)
+    return tiny(Qwen3VLForConditionalGeneration, config, WRAPPED, detail=FEW)
+
+
+TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
+VISION_MODELS = [llava, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl]
+MODELS = [*TEXT_MODELS, *VISION_MODELS]

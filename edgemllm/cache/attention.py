@@ -34,7 +34,8 @@ def attention(
     """Attend from query (B, H, q, D) to key and value (B, H_kv, L, D), q and k unrotated; returns (B, q, H, D)."""
     if kv_cache is None or attention_mask is not None:
         raise RuntimeError("transformers no longer passes `kv_cache` through, or passes a mask: see tests/test_seam.py")
-    layer, policy = kv_cache.layers[module.layer_idx], kv_cache.policy
+    layer = kv_cache.layers[module.layer_idx]
+    policy = layer.policy
     heads, count = query.shape[1:3]
     length = key.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -44,8 +45,12 @@ def attention(
     rotation = layer.rotation()
     query, key = rotate_queries(query, rotation), rotate(key, rotation)
     mask = causal_mask(count, length, key.device) if 1 < count < length else None
+    if layer.window is not None and (length > layer.window or policy.positions == "original"):
+        mask = layer.inside_window(count) & causal_mask(count, length, key.device)
+        if 1 < mask.shape[1] < heads:
+            mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=1 < count == length, scale=scale, enable_gqa=heads > key.shape[1]
+        query, key, value, attn_mask=mask, is_causal=mask is None and 1 < count == length, scale=scale, enable_gqa=heads > key.shape[1]
     )
 
     # Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
@@ -65,6 +70,12 @@ def forward(text_model: Any, cache: KVCache, chunk: Any) -> Tensor:
     """Run a staged chunk through the language model; hidden states (B, q, E)."""
     cache.stage(chunk)
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
-    out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, past_key_values=cache, use_cache=True, kv_cache=cache)
+    more = {}
+    if chunk.deep is not None:  # zero for text, so that it may be added everywhere
+        everywhere = torch.ones(zeros.shape, dtype=torch.bool, device=zeros.device)
+        more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [level.flatten(0, 1) for level in chunk.deep]}
+    out = text_model(
+        inputs_embeds=chunk.embeds, position_ids=zeros, past_key_values=cache, use_cache=True, kv_cache=cache, **more
+    )
     hidden: Tensor = out.last_hidden_state
     return hidden

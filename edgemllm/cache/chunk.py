@@ -30,12 +30,16 @@ class Chunk:
     positions  (A, B, q) int64: places in the whole stream, never reset
     modality   (B, q) uint8
     time       (B, q) float32: seconds of the video the token shows, NaN where there is none
+    deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
+    step       the native gap between neighbouring positions: renumbering never widens or narrows it
     """
 
     embeds: Tensor
     positions: Tensor
     modality: Tensor
     time: Tensor
+    deep: Tensor | None = None
+    step: int = 1
 
     def __len__(self) -> int:
         return self.embeds.shape[1]
@@ -49,7 +53,9 @@ class Chunk:
         """Pieces of at most `size` tokens, in order."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            yield Chunk(self.embeds[:, part], self.positions[..., part], self.modality[:, part], self.time[:, part])
+            deep = None if self.deep is None else self.deep[:, :, part]
+            embeds, positions = self.embeds[:, part], self.positions[..., part]
+            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step)
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
@@ -62,9 +68,16 @@ class Chunk:
     @staticmethod
     def join(chunks: Sequence[Chunk]) -> Chunk:
         """One chunk of several that follow each other."""
+        deep = None
+        depth = max((len(chunk.deep) for chunk in chunks if chunk.deep is not None), default=0)
+        if depth:
+            none = [chunk.embeds.new_zeros(depth, *chunk.embeds.shape) for chunk in chunks]
+            deep = torch.cat([chunk.deep if chunk.deep is not None else none[i] for i, chunk in enumerate(chunks)], 2)
         return Chunk(
             torch.cat([chunk.embeds for chunk in chunks], 1),
             torch.cat([chunk.positions for chunk in chunks], 2),
             torch.cat([chunk.modality for chunk in chunks], 1),
             torch.cat([chunk.time for chunk in chunks], 1),
+            deep,
+            max(chunk.step for chunk in chunks),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     queries       (B, H, w, D), the latest queries, unrotated, only where the policy asks for them
     """
 
-    def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None) -> None:
+    def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
         super().__init__()
-        self.policy, self.rope, self.budget = policy, rope, budget
+        self.policy, self.rope, self.budget, self.window = policy, rope, budget, window
         self.length = self.seen = self.evicted = self.compactions = 0
         self.slots: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor] = {}
@@ -119,6 +120,15 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             return torch.arange(self.length, device=self.device).view(1, 1, 1, -1)
         return close_gaps(self.positions[..., : self.length], self.rope.step)
 
+    def inside_window(self, count: int) -> Tensor:
+        """(B, H_kv | 1, count, L) bool: the live slots inside the sliding window of each of the last `count` tokens.
+
+        Distances are those of the policy's numbering, so that under `cache` what survived stays in sight.
+        """
+        assert self.window is not None
+        places = self.rotary_positions()[0]
+        return places[..., -count:, None] - places[..., None, :] < self.window
+
     def window_attention(self) -> Tensor:
         """Attention of the latest queries to the live slots, (B, H_kv, w, L) float32, mean over the query group.
 
@@ -197,16 +207,43 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class KVCache(Cache):  # type: ignore[misc]
-    """All layers. `budgets` holds the slots of each layer, None for a layer that may grow without end."""
+    """All layers. `budgets` holds the slots of each layer, None for a layer that may grow without end.
+
+    `windows`: the sliding window of each layer, None for full attention. In a model that mixes both, a sliding layer
+    holds its own window and room for `chunk` tokens, and no policy governs it. `sliding_rope`: its rotation, if another.
+    """
 
     layers: list[CacheLayer]
 
-    def __init__(self, policy: CachePolicy, rope: Rope, budgets: Sequence[int | None]) -> None:
-        super().__init__(layers=[CacheLayer(policy, rope, budget) for budget in budgets])
-        self.policy = policy
+    def __init__(
+        self,
+        policy: CachePolicy,
+        rope: Rope,
+        budgets: Sequence[int | None],
+        windows: Sequence[int | None] = (),
+        sliding_rope: Rope | None = None,
+        chunk: int = 1,
+    ) -> None:
+        from edgemllm.policies.window import Window
+
+        rope = copy.copy(rope)  # its step belongs to this stream
+        windows = windows or [None] * len(budgets)
+        mixed = None in windows
+        layers = []
+        for budget, window in zip(budgets, windows, strict=True):
+            if window is not None and mixed:
+                newest = Window(slack=chunk)
+                layers.append(CacheLayer(newest, sliding_rope or rope, window - 1 + chunk, window))
+            else:
+                layers.append(CacheLayer(policy, rope, budget, window))
+        super().__init__(layers=layers)
+        self.policy, self.rope = policy, rope
+        self.governed = [layer for layer in layers if layer.policy is policy]
+        """The layers in which the policy decides."""
 
     def stage(self, chunk: Chunk) -> None:
         """Say what the next forward pass inserts."""
+        self.rope.step = max(self.rope.step, chunk.step)
         for layer in self.layers:
             layer.incoming = chunk
 

@@ -18,9 +18,11 @@ Rotation = tuple[Tensor, Tensor]
 class Rope:
     """A model's own rotary embedding, asked for any positions."""
 
-    def __init__(self, rotary: nn.Module, axes: int = 1, step: int = 1) -> None:
+    def __init__(self, rotary: nn.Module, axes: int = 1, step: int = 1, layer_type: str | None = None) -> None:
         self.rotary: Any = rotary
         self.axes = axes
+        self.layer_type = layer_type
+        """Which of its rotations, where a model has one a type of layer (Gemma 3)."""
         self.step = step
         """The largest gap between neighbouring positions in an intact prompt; wider gaps are closed to this."""
 
@@ -28,9 +30,10 @@ class Rope:
         """The rotation for positions (A, B, h, L), h being H_kv or 1, in the type of `like`."""
         axes, batch, heads, length = positions.shape
         flat = positions.reshape(axes, batch, heads * length)
-        cos, sin = self.rotary(like, flat if axes > 1 else flat[0])
+        kind = () if self.layer_type is None else (self.layer_type,)
+        cos, sin = self.rotary(like, flat if axes > 1 else flat[0], *kind)
         # Where the rotary embedding scales (YaRN), the model has already scaled q and k at its position 0.
-        scale = getattr(self.rotary, "attention_scaling", 1.0)
+        scale = getattr(self.rotary, "_".join((*kind, "attention_scaling")), 1.0)
         if scale != 1.0:
             cos, sin = cos / scale, sin / scale
         return cos.view(batch, heads, length, -1), sin.view(batch, heads, length, -1)

@@ -21,12 +21,29 @@ class CacheSpec:
     """Bytes of one number of a key or value."""
     axes: int = 1
     """Position axes: 1 for RoPE, 3 for M-RoPE."""
+    windows: tuple[int | None, ...] = ()
+    """The sliding window of each layer, None for full attention; empty: no layer slides."""
+
+    @property
+    def sliding(self) -> tuple[int, ...]:
+        """Windows of the layers that no policy governs: sliding ones beside full ones."""
+        return tuple(window for window in self.windows if window is not None) if None in self.windows else ()
 
     def token_bytes(self, policy: CachePolicy) -> int:
-        """Bytes of one cached token over all layers: keys, values, positions, modality, time and the policy's buffers."""
-        slot = 2 * self.head_dim * self.itemsize + 4 * self.axes + 1 + 4 + 4 * len(policy.slots)
-        return self.layers * self.kv_heads * slot
+        """Bytes of one cached token over all governed layers: keys, values, positions, modality, time, policy's buffers."""
+        return self.governed * self.kv_heads * (self._slot_bytes + 4 * len(policy.slots))
 
-    def fixed_bytes(self, policy: CachePolicy) -> int:
-        """Bytes that do not depend on the number of tokens: the queries a policy keeps."""
-        return self.layers * self.heads * policy.query_window * self.head_dim * self.itemsize
+    def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
+        """Bytes that do not depend on the budget: the queries a policy keeps, and sliding layers fed `chunk` tokens."""
+        slots = sum(window - 1 + chunk for window in self.sliding)
+        queries = self.governed * self.heads * policy.query_window * self.head_dim * self.itemsize
+        return queries + slots * self.kv_heads * self._slot_bytes
+
+    @property
+    def governed(self) -> int:
+        """How many layers the policy decides for."""
+        return self.layers - len(self.sliding)
+
+    @property
+    def _slot_bytes(self) -> int:
+        return 2 * self.head_dim * self.itemsize + 4 * self.axes + 1 + 4

@@ -14,10 +14,13 @@ from torch import Tensor
 
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.chunk import Chunk, Modality
+from edgemllm.cache.layer import KVCache
 from edgemllm.cache.positions import Rope
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
+from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.inputs.video import Frame
+from edgemllm.policies.base import CachePolicy
 
 
 class ModelFamily:
@@ -38,14 +41,18 @@ class ModelFamily:
     image_token: str | None = None
     video_token: str | None = None
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
+    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.detail = detail or ANY
         self.config = model.config.get_text_config()
         self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
 
     # ---- the language model ------------------------------------------------------------------------------------
 
     axes: ClassVar[int] = 1
+
+    sliding_rope: Rope | None = None
+    """The rotation of sliding layers, where it is another than that of full ones."""
 
     @property
     def text_model(self) -> Any:
@@ -54,12 +61,12 @@ class ModelFamily:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.text_model.embed_tokens.weight.device
+        device: torch.device = self.text_model.get_input_embeddings().weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.text_model.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.text_model.get_input_embeddings().weight.dtype
         return dtype
 
     @property
@@ -80,10 +87,24 @@ class ModelFamily:
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
 
+    def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
+        """An empty cache of `budget` tokens a layer (None: unbounded), to be fed at most `chunk` tokens at once."""
+        spec = self.spec
+        return KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
+
     @classmethod
-    def media_tokens(cls, config: Any) -> tuple[int, int]:
-        """Tokens of a video frame and, at most, of a still image, from the configuration alone: for planning."""
+    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
+        """Tokens of a video frame and of a still image, at most, from the configuration alone: for planning."""
         return 0, 0
+
+    @classmethod
+    def check_detail(cls, config: Any, detail: Detail) -> None:
+        """Refuse what the architecture does not offer; most have a fixed number of tokens."""
+        if detail != ANY:
+            raise UsageError(
+                f"{config.model_type} takes pictures of one size: {detail} has no meaning",
+                "leave it out and lower --fps, or choose a model with dynamic resolution such as Qwen2.5-VL",
+            )
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -94,8 +115,12 @@ class ModelFamily:
 
     def text(self, ids: Sequence[int], offset: int) -> Chunk:
         """Text tokens as a chunk that starts at position `offset`."""
-        embeds = self.text_model.embed_tokens(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+        embeds = self.text_model.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
         return Chunk.of_text(embeds, offset, self.axes)
+
+    def video(self, interval: float | None = None) -> Clip:
+        """Begin a video whose frames are `interval` seconds apart (None or 0: as their times say)."""
+        return Clip(self)
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
         """Frames of one video segment, without what closes it."""
@@ -116,9 +141,44 @@ class ModelFamily:
         return Chunk(chunk.embeds, chunk.positions, modality, time[None].to(self.device))
 
 
+class Clip:
+    """A video on its way in, a few frames at a time: every piece gets what the whole video at once would give it."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        self.family: Any = family
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk | None:
+        """The next frames as a chunk at stream position `offset`; None where they wait for more."""
+        chunk: Chunk = self.family.frames(frames, offset)
+        return chunk
+
+    def end(self, offset: int) -> Chunk | None:
+        """What is still waiting, and what closes the video."""
+        chunk: Chunk | None = self.family.video_end(offset)
+        return chunk
+
+
 def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
     """The cache shape of a text configuration."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return CacheSpec(config.num_hidden_layers, heads, kv_heads, head_dim, itemsize, axes)
+    return CacheSpec(config.num_hidden_layers, heads, kv_heads, head_dim, itemsize, axes, sliding_windows(config, axes))
+
+
+def sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
+    """The sliding window of each layer, None for full attention; UsageError for layers that are neither."""
+    count = config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= config.max_position_embeddings:
+        window = None  # longer than what the model knows: it never hides anything
+    kinds = list(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count)
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or (axes > 1 and window and "sliding_attention" in kinds):
+        raise UsageError(
+            f"{config.model_type} with {', '.join(unknown) or 'sliding windows'} is not supported: a KV cache policy "
+            "has no say in such layers",
+            "choose a model whose layers use full attention",
+        )
+    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return windows if any(windows) else ()

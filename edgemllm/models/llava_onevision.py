@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk
+from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.inputs.pixels import PixelSpec, anyres, pixels
 from edgemllm.inputs.video import Frame
 from edgemllm.models.base import ModelFamily
@@ -25,13 +26,13 @@ class LlavaOnevisionFamily(ModelFamily):
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "") -> None:
-        super().__init__(model, tokenizer, folder)
+    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
+        super().__init__(model, tokenizer, folder, detail)
         self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
         self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
 
     @classmethod
-    def media_tokens(cls, config: Any) -> tuple[int, int]:
+    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
         size = config.vision_config.image_size
         side = size // config.vision_config.patch_size
         grid = max((height // size * side) * (width // size * side + 1) for height, width in config.image_grid_pinpoints)

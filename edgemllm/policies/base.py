@@ -50,8 +50,8 @@ class CachePolicy:
         return 1
 
     def allocate(self, cache: KVCache, total: int) -> list[int]:
-        """Slots of each layer, summing to at most `total`."""
-        return [total // len(cache.layers)] * len(cache.layers)
+        """Slots of each governed layer, summing to at most `total`."""
+        return [total // len(cache.governed)] * len(cache.governed)
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         """See attention weights (B, H_kv, w, L), float32, mean over the query heads that share a KV head."""

@@ -68,7 +68,7 @@ class InfMLLM(CachePolicy):
 
     def after_prefill(self, cache: KVCache) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.
-        for layer in cache.layers:
+        for layer in cache.governed:
             if layer.budget is not None and layer.length > layer.budget - self.slack:
                 self.compress(layer, max(layer.budget - self.slack, self.minimum()))
 

@@ -1,0 +1,99 @@
+"""One prompt with text, an image and a video, told twice: to a family, piece by piece, and to the stock model at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tiny import IMAGE, VIDEO, VISION_END, VISION_START, Tiny
+from torch import Tensor
+
+from edgemllm.cache.chunk import Chunk, Modality
+from edgemllm.inputs.patches import patches
+from edgemllm.inputs.video import Frame
+
+INTERVAL = 0.5
+PIECES = (3, 1, 2)
+"""How many frames come at once: odd numbers, so that pairs are cut apart."""
+
+
+def picture(seed: int, height: int = 24, width: int = 32, time: float = 0.0) -> Frame:
+    return Frame(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), time, seed)
+
+
+def footage(count: int) -> list[Frame]:
+    return [picture(seed + 10, time=seed * INTERVAL) for seed in range(count)]
+
+
+def letters(count: int, seed: int) -> list[int]:
+    return torch.randint(0, 60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def chunk_of(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Chunk, list[int]]:
+    """The prompt as the family feeds it, and as token ids with placeholders."""
+    family, config = tiny.family, tiny.model.config
+    chunks: list[Chunk] = []
+    ids: list[int] = []
+
+    def place() -> int:
+        return chunks[-1].next_position if chunks else 0
+
+    def say(words: list[int]) -> None:
+        chunks.append(family.text(words, place()))
+        ids.extend(words)
+
+    say([*letters(5, 1), VISION_START])
+    if image is not None:
+        chunks.append(family.image(image, place()))
+        ids.extend([IMAGE] * len(chunks[-1]))
+    say([VISION_END, *letters(7, 2)])
+    if frames:
+        stamped = config.model_type == "qwen3_vl"
+        if not stamped:
+            say([VISION_START])
+        clip, left, before = family.video(INTERVAL), list(frames), len(chunks)
+        for size in (*PIECES, len(frames)):
+            batch, left = left[:size], left[size:]
+            part = clip.frames(batch, place()) if batch else None
+            chunks += [part] if part is not None else []
+        last = clip.end(place())
+        chunks += [last] if last is not None else []
+        if stamped:
+            for first, second in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
+                stamp = family.tokenize(f"<{(first.time + second.time) / 2:.1f} seconds>")
+                ids.extend([*stamp, VISION_START, *[VIDEO] * 12, VISION_END])
+        else:
+            ids.extend([VIDEO] * sum(len(chunk) for chunk in chunks[before:]))
+            say([VISION_END])
+    say(letters(6, 3))
+    return Chunk.join(chunks), ids
+
+
+def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[Frame]) -> dict[str, Any]:
+    """What the processor of the stock model would make of it."""
+    kind = tiny.model.config.model_type
+    place = torch.tensor([ids])
+    inputs: dict[str, Any] = {"input_ids": place}
+    if kind.startswith("qwen"):
+        inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
+        if image is not None:
+            flat, grid = patches([image.pixels], tiny.family.image_spec)
+            inputs |= {"pixel_values": flat, "image_grid_thw": torch.tensor([grid])}
+        if frames:
+            flat, grid = patches([frame.pixels for frame in frames], tiny.family.video_spec)
+            inputs |= {"pixel_values_videos": flat, "video_grid_thw": torch.tensor([grid])}
+            if kind == "qwen2_5_vl":
+                inputs["second_per_grid_ts"] = torch.tensor([2 * INTERVAL])
+    return inputs
+
+
+def both(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Tensor, Chunk]:
+    """The stock model's logits of the whole prompt, and the family's chunk."""
+    tiny.use("sdpa")
+    with torch.inference_mode():
+        chunk, ids = chunk_of(tiny, image, frames)
+        assert len(ids) == len(chunk)
+        seen = torch.tensor([ids]).eq(IMAGE) | torch.tensor([ids]).eq(VIDEO)
+        assert torch.equal(seen, chunk.modality == Modality.VISION)
+        return tiny.stock(**stock_inputs(tiny, ids, image, frames)), chunk
