@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.inputs.patches import patches
+from edgemllm.inputs.pixels import anyres, pixels
 from edgemllm.inputs.video import Frame
 
 INTERVAL = 0.5
@@ -85,6 +86,15 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
             inputs |= {"pixel_values_videos": flat, "video_grid_thw": torch.tensor([grid])}
             if kind == "qwen2_5_vl":
                 inputs["second_per_grid_ts"] = torch.tensor([2 * INTERVAL])
+    if kind.startswith("llava"):
+        family: Any = tiny.family
+        if image is not None and kind == "llava":
+            inputs["pixel_values"] = pixels([image.pixels], family.image_spec)
+        elif image is not None:
+            tiles, size = anyres(image.pixels, family.image_spec, tiny.model.config.image_grid_pinpoints)
+            inputs |= {"pixel_values": tiles[None], "image_sizes": torch.tensor([size])}
+        if frames:
+            inputs["pixel_values_videos"] = pixels([frame.pixels for frame in frames], family.video_spec)[None]
     return inputs
 
 

@@ -17,6 +17,10 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
@@ -163,12 +167,32 @@ def gpt_neox() -> Tiny:
     return tiny(GPTNeoXForCausalLM, GPTNeoXConfig(**config, rope_parameters=rope))
 
 
+CLIP = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+
+
 def llava() -> Tiny:
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
-    )
-    config = LlavaConfig(text_config=LlamaConfig(**TEXT), vision_config=vision, image_token_id=IMAGE)
+    config = LlavaConfig(text_config=LlamaConfig(**TEXT), vision_config=CLIPVisionConfig(**CLIP), image_token_id=IMAGE)
     return tiny(LlavaForConditionalGeneration, config)
+
+
+def llava_next() -> Tiny:
+    config = LlavaNextConfig(
+        text_config=MistralConfig(**TEXT, sliding_window=None), vision_config=CLIPVisionConfig(**CLIP), image_token_id=IMAGE,
+        image_grid_pinpoints=PINPOINTS,
+    )  # fmt: skip
+    return tiny(LlavaNextForConditionalGeneration, config)
+
+
+def llava_next_video() -> Tiny:
+    config = LlavaNextVideoConfig(
+        text_config=LlamaConfig(**TEXT), vision_config=CLIPVisionConfig(**CLIP), image_token_id=IMAGE, video_token_id=VIDEO,
+        image_grid_pinpoints=PINPOINTS,
+    )  # fmt: skip
+    return tiny(LlavaNextVideoForConditionalGeneration, config)
 
 
 def llava_onevision() -> Tiny:
@@ -219,5 +243,5 @@ def qwen3_vl() -> Tiny:
 
 
 TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
-VISION_MODELS = [llava, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl]
+VISION_MODELS = [llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]

@@ -41,7 +41,7 @@ class PatchSpec:
 
     def from_folder(self, folder: str | Path, kind: str) -> PatchSpec:
         """This specification with what a checkpoint's files say otherwise; `kind` is video or image."""
-        found = processor_config(Path(folder), kind) if folder else {}
+        found = processor_config(folder, kind)
         size = found.get("size") or {}
         return replace(
             self,

@@ -39,9 +39,12 @@ class PixelSpec:
     """Length that the shortest side gets before the middle is cut out; None: the whole picture is squashed."""
 
     @classmethod
-    def from_folder(cls, folder: str | Path, kind: str = "video") -> PixelSpec:
-        """Read a checkpoint's pre-processor files; `kind` is video or image."""
-        found, default = processor_config(Path(folder), kind), cls()
+    def from_folder(cls, folder: str | Path, kind: str = "video", default: PixelSpec | None = None) -> PixelSpec:
+        """Read a checkpoint's pre-processor files; `kind` is video or image. Where they say nothing: `default`."""
+        default = default or cls()
+        found = processor_config(folder, kind)
+        if not found:
+            return default
         height, width, edge = geometry(found, default)
         normalise_it = found.get("do_normalize", True)
         return cls(
@@ -55,8 +58,11 @@ class PixelSpec:
         )
 
 
-def processor_config(folder: Path, kind: str) -> dict[str, Any]:
-    """What a checkpoint says about a kind of input. As in transformers, the combined file goes first."""
+def processor_config(folder: str | Path, kind: str) -> dict[str, Any]:
+    """What a checkpoint says about a kind of input; "" is no folder. As in transformers, the combined file goes first."""
+    if not str(folder):
+        return {}
+    folder = Path(folder)
     combined = read_json(folder / "processor_config.json")
     found: dict[str, Any] = combined.get(f"{kind}_processor") or {}
     if kind == "video":

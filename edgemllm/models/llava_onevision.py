@@ -42,12 +42,16 @@ class LlavaOnevisionFamily(ModelFamily):
     @cached_property
     def video_spec(self) -> PixelSpec:
         """How frames of a video are resized and normalised."""
-        return PixelSpec.from_folder(self.folder, kind="video")
+        return self._spec("video")
 
     @cached_property
     def image_spec(self) -> PixelSpec:
         """How still images are."""
-        return PixelSpec.from_folder(self.folder, kind="image")
+        return self._spec("image")
+
+    def _spec(self, kind: str) -> PixelSpec:
+        size = self.model.config.vision_config.image_size
+        return PixelSpec.from_folder(self.folder, kind, PixelSpec(size, size))
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
         batch = pixels([frame.pixels for frame in frames], self.video_spec)
