@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from tiny import IMAGE, VIDEO, VISION_END, VISION_START, Tiny
 from torch import Tensor
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.inputs.patches import patches
 from edgemllm.inputs.pixels import anyres, pixels
+from edgemllm.inputs.tiles import best_grid, split
 from edgemllm.inputs.video import Frame
 
 INTERVAL = 0.5
@@ -33,7 +35,7 @@ def letters(count: int, seed: int) -> list[int]:
 
 def chunk_of(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Chunk, list[int]]:
     """The prompt as the family feeds it, and as token ids with placeholders."""
-    family, config = tiny.family, tiny.model.config
+    family = tiny.family
     chunks: list[Chunk] = []
     ids: list[int] = []
 
@@ -47,11 +49,11 @@ def chunk_of(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Chun
     say([*letters(5, 1), VISION_START])
     if image is not None:
         chunks.append(family.image(image, place()))
-        ids.extend([IMAGE] * len(chunks[-1]))
+        ids.extend(image_text(tiny, image) or [IMAGE] * len(chunks[-1]))
     say([VISION_END, *letters(7, 2)])
     if frames:
-        stamped = config.model_type == "qwen3_vl"
-        if not stamped:
+        spelt = frame_texts(tiny, frames)
+        if not spelt:
             say([VISION_START])
         clip, left, before = family.video(INTERVAL), list(frames), len(chunks)
         for size in (*PIECES, len(frames)):
@@ -60,15 +62,43 @@ def chunk_of(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Chun
             chunks += [part] if part is not None else []
         last = clip.end(place())
         chunks += [last] if last is not None else []
-        if stamped:
-            for first, second in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
-                stamp = family.tokenize(f"<{(first.time + second.time) / 2:.1f} seconds>")
-                ids.extend([*stamp, VISION_START, *[VIDEO] * 12, VISION_END])
+        if spelt:
+            ids.extend(spelt)
         else:
             ids.extend([VIDEO] * sum(len(chunk) for chunk in chunks[before:]))
             say([VISION_END])
     say(letters(6, 3))
     return Chunk.join(chunks), ids
+
+
+def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
+    """Token ids of a video in families that write between the frames; empty in others."""
+    kind, say = tiny.model.config.model_type, tiny.family.tokenize
+    ids: list[int] = []
+    if kind == "qwen3_vl":
+        for first, second in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
+            stamp = say(f"<{(first.time + second.time) / 2:.1f} seconds>")
+            ids += [*stamp, VISION_START, *[VIDEO] * 12, VISION_END]
+    elif kind == "internvl":
+        ids = say("\n".join(f"Frame{number + 1}: <img>{'<image>' * 4}</img>" for number in range(len(frames))))
+    elif kind == "smolvlm":
+        square = f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
+        ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames) + "\n\n")
+    return ids
+
+
+def image_text(tiny: Tiny, image: Frame) -> list[int]:
+    """Token ids of a still image in families that write around it; empty in others."""
+    kind = tiny.model.config.model_type
+    if kind == "internvl":
+        count = len(best_grid(image.pixels, tiny.family.image_spec, 12))
+        return tiny.family.tokenize(f"<img>{'<image>' * 4 * count}</img>")
+    if kind in ("idefics3", "smolvlm"):
+        _, rows, columns = split(image.pixels, tiny.family.image_spec, 64)
+        return tiny.family.tokenize(
+            get_image_prompt_string(rows, columns, 4, "<fake_token_around_image>", "<image>", "<global-img>")
+        )
+    return []
 
 
 def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[Frame]) -> dict[str, Any]:
@@ -95,6 +125,14 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
             inputs |= {"pixel_values": tiles[None], "image_sizes": torch.tensor([size])}
         if frames:
             inputs["pixel_values_videos"] = pixels([frame.pixels for frame in frames], family.video_spec)[None]
+    if kind == "internvl":
+        parts = [] if image is None else [best_grid(image.pixels, tiny.family.image_spec, 12)]
+        parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []
+        inputs["pixel_values"] = torch.cat(parts)
+    if kind in ("idefics3", "smolvlm"):
+        parts = [] if image is None else [split(image.pixels, tiny.family.image_spec, 64)[0]]
+        parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []
+        inputs["pixel_values"] = torch.cat(parts)[None]
     return inputs
 
 

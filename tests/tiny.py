@@ -13,6 +13,10 @@ from transformers import (
     CLIPVisionConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -39,6 +43,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from edgemllm.cache.attention import NAME, forward
@@ -49,7 +55,10 @@ from edgemllm.models import family_of
 from edgemllm.models.base import ModelFamily
 
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END, END = 97, 96, 95, 94, 93, 92
-SPECIAL = {"<image>": IMAGE, "<video>": VIDEO, "<vision>": VISION_START, "</vision>": VISION_END, "<end>": END}
+SPECIAL = {
+    "<image>": IMAGE, "<video>": VIDEO, "<vision>": VISION_START, "</vision>": VISION_END, "<end>": END,
+    "<img>": 91, "</img>": 90, "<fake_token_around_image>": 89, "<global-img>": 88,
+}  # fmt: skip
 TEXT = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -72,7 +81,7 @@ TEMPLATE = (
 
 def tokenizer(wrapped: str = "<' ~ part.type ~ '>") -> Any:
     """One token a character, and the special ones of `SPECIAL`."""
-    letters = string.ascii_letters + string.digits + " \n.,:?<>"
+    letters = string.ascii_letters + string.digits + " \n.,:?<>_"
     vocabulary = {letter: number for number, letter in enumerate(letters)} | SPECIAL
     inner = Tokenizer(models.BPE(vocabulary, []))
     inner.add_special_tokens(list(SPECIAL))
@@ -242,6 +251,33 @@ def qwen3_vl() -> Tiny:
     return tiny(Qwen3VLForConditionalGeneration, config, WRAPPED, detail=FEW)
 
 
+def internvl() -> Tiny:
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 4,
+    }  # fmt: skip
+    config = InternVLConfig(
+        text_config=Qwen2Config(**TEXT), vision_config=vision, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
+    )
+    return tiny(InternVLForConditionalGeneration, config)
+
+
+SQUARE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+
+
+def idefics3() -> Tiny:
+    config = Idefics3Config(text_config=LlamaConfig(**TEXT), vision_config=SQUARE, image_token_id=IMAGE, scale_factor=2)
+    return tiny(Idefics3ForConditionalGeneration, config)
+
+
+def smolvlm() -> Tiny:
+    config = SmolVLMConfig(text_config=LlamaConfig(**TEXT), vision_config=SQUARE, image_token_id=IMAGE, scale_factor=2)
+    return tiny(SmolVLMForConditionalGeneration, config)
+
+
 TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
-VISION_MODELS = [llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl]
+VISION_MODELS = [llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class PixelSpec:
             resample=found.get("resample", default.resample),
             edge=edge,
         )
+
+    def square(self, side: int) -> PixelSpec:
+        """The same for squares, the whole picture squashed."""
+        return replace(self, height=side, width=side, edge=None)
 
 
 def processor_config(folder: str | Path, kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A family is one file in this folder that names the `model_type`s it serves. Only
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -133,6 +134,17 @@ class ModelFamily:
     def image(self, frame: Frame, offset: int) -> Chunk:
         """One still image."""
         raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
+
+    def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
+        """Text and features (q, E), the latter seen at `time`, as one chunk."""
+        chunks: list[Chunk] = []
+        for piece in pieces:
+            place = chunks[-1].next_position if chunks else offset
+            if isinstance(piece, str):
+                chunks.append(self.text(self.tokenize(piece), place))
+            else:
+                chunks.append(self.vision(piece, place, torch.full((len(piece),), time)))
+        return Chunk.join(chunks)
 
     def vision(self, features: Tensor, offset: int, time: Tensor) -> Chunk:
         """Features (q, E) seen at `time` (q,) as a chunk with 1-D positions."""
