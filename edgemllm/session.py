@@ -87,7 +87,6 @@ class Session:
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
 
     def __post_init__(self) -> None:
-        layers = self.family.spec.layers
         if self.budget is not None and self.budget < self.policy.minimum() + 1:
             raise DoesNotFitError(
                 f"a KV budget of {self.budget} tokens a layer is too small: the policy needs at least "
@@ -99,7 +98,7 @@ class Session:
                 f"chunks of {self.chunk} tokens leave too little of a KV budget of {self.budget} tokens a layer",
                 f"--chunk {self.budget - self.policy.minimum()} or less, or a larger --kv-budget",
             )
-        self.cache = KVCache(self.policy, self.family.rope, [self.budget] * layers)
+        self.cache = self._new_cache()
         tokens = {"image": self.family.image_token, "video": self.family.video_token}
         self._tokens = tokens
         self._format: ChatFormat | None = None
@@ -112,8 +111,13 @@ class Session:
 
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
-        self.cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers)
+        self.cache = self._new_cache()
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+
+    def _new_cache(self) -> KVCache:
+        cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers, self.chunk)
+        cache.share()
+        return cache
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -222,6 +226,7 @@ class Session:
             "bytes": self.cache.nbytes,
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
+            "streamed": any(layer.streamed for layer in self.cache.layers),
         }
 
 

@@ -53,7 +53,10 @@ def attention(
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
         visible = length - count + stop
-        weights = attention_weights(query[:, :, start:stop], key[:, :, :visible], scale, stop - start)
+        weights = attention_weights(
+            query[:, :, start:stop], key[:, :, :visible], scale, stop - start, each=policy.per_query_head
+        )
+        layer.rows = slice(visible - (stop - start), visible)
         policy.observe(layer, F.pad(weights, (0, length - visible)))
     return out.transpose(1, 2).contiguous(), None
 

@@ -28,5 +28,6 @@ class CacheSpec:
         return self.layers * self.kv_heads * slot
 
     def fixed_bytes(self, policy: CachePolicy) -> int:
-        """Bytes that do not depend on the number of tokens: the queries a policy keeps."""
-        return self.layers * self.heads * policy.query_window * self.head_dim * self.itemsize
+        """Bytes that do not depend on the number of tokens: a policy's queries and scalars."""
+        queries = self.heads * policy.query_window * self.head_dim * self.itemsize
+        return self.layers * (queries + 4 * len(policy.scalars))
