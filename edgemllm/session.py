@@ -221,6 +221,7 @@ class Session:
             "bytes": self.cache.nbytes,
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
+            "streamed": any(layer.streamed for layer in self.cache.layers),
         }
 
 

@@ -20,6 +20,7 @@ from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.session import Meter, Session
 
 FORMAT = "edgemllm-session/1"
+COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")
 
 
 def save(session: Session, path: Path) -> int:
@@ -38,10 +39,8 @@ def save(session: Session, path: Path) -> int:
         "first": session.first,
         "media": session.media,
         "meter": dataclasses.asdict(session.meter),
-        "layers": [
-            {"length": layer.length, "seen": layer.seen, "evicted": layer.evicted, "scaling": layer.scaling}
-            for layer in session.cache.layers
-        ],
+        "layers": [{name: getattr(layer, name) for name in COUNTS} for layer in session.cache.layers],
+        "settled": session.cache.settled,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -70,10 +69,12 @@ def load(session: Session, path: Path) -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
+    _shares(session, header, path)
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
     session.cache.rope.step = header["step"]
+    session.cache.settled = header["settled"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
     session.meter = Meter(**header["meter"])
 
@@ -99,12 +100,15 @@ def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
 def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, Any]) -> None:
     layer.reset()
     layer.queries = tensors.get("queries")
-    layer.seen, layer.evicted, layer.scaling = counts["seen"], counts["evicted"], counts["scaling"]
+    length = counts["length"]
+    for name in COUNTS[2:]:
+        setattr(layer, name, counts[name])
     if "keys" not in tensors:
         return
     if not layer.is_initialized:
         layer.lazy_initialization(tensors["keys"], tensors["values"])
-    length = counts["length"]
+    elif layer.keys.shape[2] < length:  # trimmed by an earlier run
+        layer.resize(layer.budget or length)
     for name in ("keys", "values"):
         getattr(layer, name)[:, :, :length] = tensors[name]
     for name in ("positions", "modality", "time"):
@@ -137,9 +141,20 @@ def _check(session: Session, header: dict[str, Any], path: Path) -> None:
         if header.get(key) != mine:
             what = f"another {key}" if key == "model" else f"{key} {header.get(key)}, this session has {mine}"
             raise UsageError(f"{path} was saved with {what}", "start with the same --model, --dtype, --policy and --set")
-    governed = [number for number, layer in enumerate(session.cache.layers) if layer in session.cache.governed]
-    longest = max(header["layers"][number]["length"] for number in governed)
-    if session.budget is not None and longest > session.budget:
+
+
+def _shares(session: Session, header: dict[str, Any], path: Path) -> None:
+    """Give the governed layers the budgets with which the file fits, or say why it does not."""
+    cache = session.cache
+    if cache.total is None:
+        return
+    pairs = [(layer, counts) for layer, counts in zip(cache.layers, header["layers"], strict=True) if layer in cache.governed]
+    if session.policy.scalars and header["settled"] and sum(counts["budget"] or 0 for _, counts in pairs) <= cache.total:
+        for layer, counts in pairs:
+            layer.reset()
+            layer.resize(counts["budget"])
+    longest = max(counts["length"] for _, counts in pairs)
+    if any(counts["length"] > (layer.budget or 0) for layer, counts in pairs):
         raise UsageError(
             f"{path} holds {longest} tokens a layer, more than the KV budget of {session.budget}",
             f"--kv-budget {longest} or more",

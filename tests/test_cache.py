@@ -22,7 +22,13 @@ from edgemllm.policies.streaming_llm import StreamingLLM
 from edgemllm.policies.window import Window
 
 pytestmark = pytest.mark.usefixtures("inference")
-SMALL = {"inf-mllm": ["window=4", "sinks=2", "slack=2"]}
+SMALL = {
+    "inf-mllm": ["window=4", "sinks=2", "slack=2"],
+    "snapkv": ["window=4"],
+    "pyramidkv": ["window=4"],
+    "infinipot-v": ["recent=4", "slack=2"],
+    "edge": ["recent=4", "slack=2"],
+}
 BOUNDED = [name for name in policies.names() if policies.find(name).bounded]
 
 
@@ -58,19 +64,24 @@ def test_policies_are_discovered() -> None:
 def test_a_long_stream_stays_within_every_layers_budget(name: str, size: int) -> None:
     tiny, budgets = llama(), [16, 40, 24]
     tiny.use(NAME)
-    cache = tiny.new_cache(built(name), budgets)
-    bytes_seen, places = set(), set()
+    policy = built(name)
+    cache = tiny.new_cache(policy, budgets)
+    bytes_seen, places, first_bytes = set(), set(), 0
     for part in tiny.text_chunk(random_ids(400)).split(size):
         assert forward(tiny.text, cache, part).isfinite().all()
+        first_bytes = first_bytes or cache.nbytes
         bytes_seen.add(cache.nbytes)
         places.add(tuple(layer.keys.data_ptr() for layer in cache.layers))
-        for layer, budget in zip(cache.layers, budgets, strict=True):
+        assert sum(layer.budget or 0 for layer in cache.layers) <= sum(budgets)
+        for layer in cache.layers:
             live = layer.positions[0, ..., : layer.length]
-            assert layer.length <= budget
+            assert layer.length <= (layer.budget or 0)
             assert (live.diff(dim=-1) > 0).all(), "temporal order is lost"
             assert (live[..., -1] == layer.seen - 1).all(), "the newest token was evicted"
-    assert len(bytes_seen) == 1, "live bytes changed"
-    assert len(places) == 1, "slots were allocated again"
+    assert max(bytes_seen) == first_bytes, "live bytes grew"
+    # A policy that shares by what it has seen moves the slots once.
+    assert len(places) <= (2 if policy.scalars else 1), "slots were allocated again"
+    assert len(bytes_seen) <= len(places), "live bytes changed"
 
 
 @pytest.mark.parametrize("make", TEXT_MODELS, ids=lambda make: make.__name__)
@@ -79,9 +90,12 @@ def test_bytes_are_known_beforehand(make, name: str) -> None:
     tiny, policy = make(), built(name)
     tiny.run(tiny.text_chunk(random_ids(60)), 8, policy, 32)
     config = tiny.text.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    spec = CacheSpec(3, config.num_attention_heads, config.num_key_value_heads, head_dim, 4)
-    assert tiny.cache.nbytes == 32 * spec.token_bytes(policy) + spec.fixed_bytes(policy)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    windows = tuple(layer.window for layer in tiny.cache.layers)
+    spec = CacheSpec(3, heads, config.to_dict().get("num_key_value_heads", heads), head_dim, 4, windows=windows)
+    assert tiny.cache.total == spec.governed * 32
+    assert tiny.cache.nbytes == 32 * spec.token_bytes(policy) + spec.fixed_bytes(policy, chunk=8)
 
 
 @pytest.mark.parametrize("name", BOUNDED)
@@ -138,7 +152,7 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
 
     AttentionInterface.register("reference", eager)
     tiny.use("reference")
-    positions = chunk.positions if tiny.axes > 1 else chunk.positions[0]
+    positions = chunk.positions if tiny.family.rope.axes > 1 else chunk.positions[0]
     want = tiny.text(inputs_embeds=chunk.embeds, position_ids=positions, use_cache=False).last_hidden_state
     return torch.cat(got, 1), want
 

@@ -257,7 +257,11 @@ def internvl() -> Tiny:
         "patch_size": 4,
     }  # fmt: skip
     config = InternVLConfig(
-        text_config=Qwen2Config(**TEXT), vision_config=vision, image_token_id=IMAGE, image_seq_length=4, tie_word_embeddings=False
+        text_config=Qwen2Config(**TEXT),
+        vision_config=vision,
+        image_token_id=IMAGE,
+        image_seq_length=4,
+        tie_word_embeddings=False,
     )
     return tiny(InternVLForConditionalGeneration, config)
 
@@ -279,5 +283,16 @@ def smolvlm() -> Tiny:
 
 
 TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
-VISION_MODELS = [llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl, idefics3, smolvlm]
+VISION_MODELS = [
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    qwen2_vl,
+    qwen2_5_vl,
+    qwen3_vl,
+    internvl,
+    idefics3,
+    smolvlm,
+]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]

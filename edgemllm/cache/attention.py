@@ -50,7 +50,13 @@ def attention(
         if 1 < mask.shape[1] < heads:
             mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None and 1 < count == length, scale=scale, enable_gqa=heads > key.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and 1 < count == length,
+        scale=scale,
+        enable_gqa=heads > key.shape[1],
     )
 
     # Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
@@ -58,7 +64,10 @@ def attention(
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
         visible = length - count + stop
-        weights = attention_weights(query[:, :, start:stop], key[:, :, :visible], scale, stop - start)
+        weights = attention_weights(
+            query[:, :, start:stop], key[:, :, :visible], scale, stop - start, each=policy.per_query_head
+        )
+        layer.rows = slice(visible - (stop - start), visible)
         policy.observe(layer, F.pad(weights, (0, length - visible)))
     return out.transpose(1, 2).contiguous(), None
 

@@ -33,7 +33,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
         super().__init__()
         self.policy, self.rope, self.budget, self.window = policy, rope, budget, window
-        self.length = self.seen = self.evicted = self.compactions = 0
+        self.length = self.seen = self.since = self.evicted = self.compactions = 0
+        self.streamed = False
+        """A policy published for one prompt had to evict before that prompt's end."""
+        self.rows = slice(0)
+        """The slots whose queries `observe` sees."""
         self.slots: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor] = {}
         self.queries: Tensor | None = None
@@ -43,7 +47,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     # ---- what transformers calls -------------------------------------------------------------------------------
 
     def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
-        """Allocate every slot; from here on a bounded layer's memory never changes."""
+        """Allocate every slot; from here on a bounded layer's memory changes only where its policy shares anew."""
         batch, heads, count, _ = keys.shape
         self.dtype, self.device = keys.dtype, keys.device
         room = self.budget if self.budget is not None else max(GROWTH, count)
@@ -53,6 +57,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.modality = torch.zeros(batch, heads, room, dtype=torch.uint8, device=keys.device)
         self.time = torch.full((batch, heads, room), torch.nan, device=keys.device)
         self.slots = {name: torch.zeros(batch, heads, room, device=keys.device) for name in self.policy.slots}
+        self.stats = {name: torch.zeros((), device=keys.device) for name in self.policy.scalars}
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -70,6 +75,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             buffer[..., new] = 0
         self.length += count
         self.seen += count
+        self.since += count
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def get_seq_length(self) -> int:
@@ -86,8 +92,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""
-        self.length = self.seen = self.evicted = self.compactions = 0
-        self.stats.clear()
+        self.length = self.seen = self.since = self.evicted = self.compactions = 0
+        self.streamed = False
+        for number in self.stats.values():
+            number.zero_()
 
     # ---- what policies use -------------------------------------------------------------------------------------
 
@@ -106,6 +114,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             live[..., :size, :] = live.gather(-2, index[..., None].expand(*live.shape[:-4], -1, -1, -1, live.shape[-1]))
         self.evicted += self.length - size
         self.compactions += 1
+        self.since = 0
         self.length = size
 
     def rotation(self) -> Rotation:
@@ -169,10 +178,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return [self.keys, self.values, *(buffer[..., None] for buffer in scalars)]
 
     def _make_room(self, count: int) -> None:
-        if self.budget is None:
-            return self._grow(count)
-        if self.length + count <= self.budget:
-            return None
+        have, wanted = self.keys.shape[2], self.length + count
+        if self.budget is None or wanted <= self.budget:
+            if wanted > have:
+                more = max(GROWTH, have // 2, wanted - have)
+                self._reallocate(have + more if self.budget is None else min(have + more, self.budget))
+            return
         if not self.policy.bounded:
             raise OutOfMemoryError(
                 f"policy full holds {self.length} tokens a layer and never evicts, {count} more exceed "
@@ -182,28 +193,33 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         size = self.budget - max(count, self.policy.slack)
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
         size = min(max(size, min(self.policy.minimum(), self.budget - count)), self.length)
+        self.streamed = self.streamed or self.policy.one_shot
         self.policy.compress(self, size)
         assert self.length + count <= self.budget, "the policy kept more than it was told to"
-        return None
 
-    def _grow(self, count: int) -> None:
-        have = self.keys.shape[2]
-        if self.length + count <= have:
-            return
-        more = max(GROWTH, have // 2, self.length + count - have)
+    def trim(self) -> None:
+        """Give back the memory beyond the live slots; the layer grows again as it needs, up to its budget."""
+        if self.is_initialized and self.keys.shape[2] > self.length:
+            self._reallocate(self.length)
 
-        def wider(buffer: Tensor, dim: int) -> Tensor:
-            shape = list(buffer.shape)
-            shape[dim] = more
-            return torch.cat((buffer, buffer.new_zeros(shape)), dim)
+    def resize(self, budget: int) -> None:
+        """Another budget from now on; the policy chooses what stays of too much."""
+        self.budget = budget
+        if self.is_initialized:
+            if self.length > budget:
+                self.policy.compress(self, budget)
+            self._reallocate(budget)
 
-        self.keys, self.values = wider(self.keys, 2), wider(self.values, 2)
-        self.positions, self.modality, self.time = (
-            wider(self.positions, 3),
-            wider(self.modality, 2),
-            wider(self.time, 2),
-        )
-        self.slots = {name: wider(buffer, 2) for name, buffer in self.slots.items()}
+    def _reallocate(self, room: int) -> None:
+        """Move the live slots to storage of `room` slots."""
+
+        def moved(buffer: Tensor, dim: int) -> Tensor:
+            live = buffer.narrow(dim, 0, self.length)
+            return torch.cat((live, live.new_zeros([*live.shape[:dim], room - self.length, *live.shape[dim + 1 :]])), dim)
+
+        self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
+        self.modality, self.time = moved(self.modality, 2), moved(self.time, 2)
+        self.slots = {name: moved(buffer, 2) for name, buffer in self.slots.items()}
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -237,15 +253,45 @@ class KVCache(Cache):  # type: ignore[misc]
             else:
                 layers.append(CacheLayer(policy, rope, budget, window))
         super().__init__(layers=layers)
-        self.policy, self.rope = policy, rope
+        self.policy, self.rope, self.chunk = policy, rope, chunk
         self.governed = [layer for layer in layers if layer.policy is policy]
         """The layers in which the policy decides."""
+        self.settled = False
+        """Governed layers have their final shares."""
+
+    @property
+    def total(self) -> int | None:
+        """Slots of all governed layers together, None where they may grow without end."""
+        budgets = [layer.budget for layer in self.governed]
+        return None if None in budgets else sum(budget for budget in budgets if budget is not None)
 
     def stage(self, chunk: Chunk) -> None:
         """Say what the next forward pass inserts."""
         self.rope.step = max(self.rope.step, chunk.step)
+        if not self.settled and any(layer.budget and layer.length + len(chunk) > layer.budget for layer in self.governed):
+            self.settle()
         for layer in self.layers:
             layer.incoming = chunk
+
+    def settle(self) -> None:
+        """Let the policy share the slots among the layers by what it has seen; once, since storage moves."""
+        self.settled = True
+        if self.policy.scalars:
+            self.share()
+
+    def share(self) -> None:
+        """Divide the slots among governed layers as the policy wants; each always has room for its minimum and a chunk."""
+        total = self.total
+        if total is None:
+            return
+        floor = self.policy.minimum() + max(self.chunk, self.policy.slack)
+        if floor * len(self.governed) > total:
+            return
+        wanted = self.policy.allocate(self.governed, total, floor)
+        # First those that shrink, so that the sum never exceeds the total on the way.
+        for layer, budget in sorted(zip(self.governed, wanted, strict=True), key=lambda pair: pair[1] - (pair[0].budget or 0)):
+            if budget != layer.budget:
+                layer.resize(budget)
 
     @property
     def nbytes(self) -> int:
@@ -276,15 +322,19 @@ def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:
     return rotate(queries, (cos, sin))
 
 
-def attention_weights(queries: Tensor, keys: Tensor, scaling: float, window: int) -> Tensor:
-    """Causal attention of the last `window` rotated queries to rotated keys, (B, H_kv, w, L) float32, group mean."""
+def attention_weights(queries: Tensor, keys: Tensor, scaling: float, window: int, each: bool = False) -> Tensor:
+    """Causal attention of the last `window` rotated queries to rotated keys, (B, H_kv, w, L) float32, group mean.
+
+    `each`: of every query head, (B, H, w, L).
+    """
     batch, heads, count, size = queries.shape
     kv_heads, length = keys.shape[1:3]
     grouped = queries[:, :, count - window :].reshape(batch, kv_heads, heads // kv_heads * window, size)
     logits = (grouped @ keys.mT).view(batch, kv_heads, -1, window, length).float() * scaling
     if window > 1:
         logits.masked_fill_(~causal_mask(window, length, keys.device), -torch.inf)
-    return logits.softmax(-1).mean(2)
+    weights = logits.softmax(-1)
+    return weights.flatten(1, 2) if each else weights.mean(2)
 
 
 def causal_mask(rows: int, length: int, device: torch.device) -> Tensor:

@@ -34,10 +34,10 @@ class CacheSpec:
         return self.governed * self.kv_heads * (self._slot_bytes + 4 * len(policy.slots))
 
     def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
-        """Bytes that do not depend on the budget: the queries a policy keeps, and sliding layers fed `chunk` tokens."""
+        """Bytes that do not depend on the budget: a policy's queries and scalars, and sliding layers fed `chunk` tokens."""
         slots = sum(window - 1 + chunk for window in self.sliding)
-        queries = self.governed * self.heads * policy.query_window * self.head_dim * self.itemsize
-        return queries + slots * self.kv_heads * self._slot_bytes
+        queries = self.heads * policy.query_window * self.head_dim * self.itemsize
+        return self.governed * (queries + 4 * len(policy.scalars)) + slots * self.kv_heads * self._slot_bytes
 
     @property
     def governed(self) -> int:

@@ -100,8 +100,6 @@ def patches(frames: Sequence[Pixels], spec: PatchSpec) -> tuple[Tensor, tuple[in
     batch = normalise(np.stack([resize(frame, tall, wide, spec.resample) for frame in frames]), look)
     batch = torch.cat([batch, batch[-1:].expand(-len(batch) % spec.temporal, -1, -1, -1)])
     t, h, w = len(batch) // spec.temporal, tall // spec.patch, wide // spec.patch
-    cells = batch.view(
-        t, spec.temporal, 3, h // spec.merge, spec.merge, spec.patch, w // spec.merge, spec.merge, spec.patch
-    )
+    cells = batch.view(t, spec.temporal, 3, h // spec.merge, spec.merge, spec.patch, w // spec.merge, spec.merge, spec.patch)
     flat = cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
     return flat, (t, h, w)

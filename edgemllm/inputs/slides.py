@@ -118,7 +118,7 @@ def draw(
     draw_shape(image, fact.kind.shape, centre, radius, colour, vary(0, 6), vary(0.22, 0.07))
     bright = int(np.clip(vary(247, 8), 0, 255))
     where = (width * vary(0.75, 0.03), height * vary(0.5, 0.07))
-    draw_digit(image, str(fact.digit), where, height * vary(0.5, 0.1), bright, glyph, rng)
+    draw_digit(image, str(fact.digit), where, height * vary(0.48, 0.14), bright, glyph, rng)
     return image
 
 
@@ -182,7 +182,7 @@ def draw_digit(
         cv2.putText(mask, digit, (thick + 2, high + thick + 1), face, 2.0, 255, thick, cv2.LINE_AA)
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         glyph = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    scale = min(size / glyph.shape[0], (0.42 if rng is None else rng.uniform(0.36, 0.52)) * image.shape[1] / glyph.shape[1])
+    scale = min(size / glyph.shape[0], (0.42 if rng is None else rng.uniform(0.28, 0.52)) * image.shape[1] / glyph.shape[1])
     wide, high = max(1, round(glyph.shape[1] * scale)), max(1, round(glyph.shape[0] * scale))
     alpha = cv2.resize(glyph, (wide, high), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     left, top = round(centre[0] - wide / 2), round(centre[1] - high / 2)

@@ -44,9 +44,7 @@ class InternVLFamily(ModelFamily):
     @classmethod
     def check_detail(cls, config: Any, detail: Detail) -> None:
         if detail.tokens_per_frame is not None:
-            raise UsageError(
-                f"{config.model_type} gives every frame {config.image_seq_length} tokens", "lower --fps instead"
-            )
+            raise UsageError(f"{config.model_type} gives every frame {config.image_seq_length} tokens", "lower --fps instead")
         _most_tiles(config, TILES, detail)
 
     @cached_property
@@ -108,4 +106,4 @@ def _most_tiles(config: Any, tiles: int, detail: Detail) -> int:
             f"--max-pixels {detail.max_pixels} is less than one tile of {width} x {height} pixels",
             f"--max-pixels {height * width} or more",
         )
-    return min(tiles, detail.max_pixels // (height * width))
+    return int(min(tiles, detail.max_pixels // (height * width)))

@@ -7,9 +7,12 @@ merge; `after_prefill` for a published schedule; `allocate` for unequal layers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 ALL = 1 << 62
 """As `observe_window`: every query."""
+ABOVE = 2.0**60
+"""Protected tokens score from here upwards."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,23 @@ class CachePolicy:
     slack: int = 1
     """Slots freed at least, beyond the tokens coming in: a larger value compacts more rarely while decoding."""
 
+    shared_heads: bool = False
+    """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
+
     bounded: ClassVar[bool] = True
     """False: the cache grows with the stream and never evicts."""
 
+    one_shot: ClassVar[bool] = False
+    """Published for one prompt: a run that had to evict before the prompt's end is marked `streamed`."""
+
     slots: ClassVar[tuple[str, ...]] = ()
     """Names of the float32 per-slot buffers (B, H_kv, N) the policy needs."""
+
+    scalars: ClassVar[tuple[str, ...]] = ()
+    """Names of the float32 numbers a layer keeps for the policy, in `layer.stats`."""
+
+    per_query_head: ClassVar[bool] = False
+    """`observe` receives every query head, (B, H, w, L), instead of the mean of those that share a KV head."""
 
     @property
     def observe_window(self) -> int:
@@ -49,20 +66,81 @@ class CachePolicy:
         """The smallest budget, in tokens, with which the policy means anything (the incoming chunk comes on top)."""
         return 1
 
-    def allocate(self, cache: KVCache, total: int) -> list[int]:
-        """Slots of each governed layer, summing to at most `total`."""
-        return [total // len(cache.governed)] * len(cache.governed)
+    def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
+        """Slots of each governed layer, at least `floor` each, summing to at most `total`."""
+        return [total // len(layers)] * len(layers)
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        """See attention weights (B, H_kv, w, L), float32, mean over the query heads that share a KV head."""
+        """See attention weights (B, H_kv, w, L), float32, mean over the query heads that share a KV head.
+
+        The queries are those of the slots `layer.rows`; of the last slots, a later call brings more rows.
+        """
 
     def score(self, layer: CacheLayer) -> Tensor:
-        """The worth of every live slot, (B, H_kv | 1, L); 1 = one choice for all heads. Higher survives."""
+        """The worth of every live slot, (B, H_kv | 1, L), a new tensor; 1 = one choice for all heads. Higher survives."""
         raise NotImplementedError
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        """How many of the first and of the newest tokens survive whatever their score, when `size` are kept."""
+        return 0, 0
+
+    def choose(self, layer: CacheLayer, size: int) -> Tensor:
+        """The `size` slots that survive, ascending, (B, H_kv | 1, size)."""
+        score = self.score(layer)
+        if self.shared_heads:
+            score = score.mean(1, keepdim=True)
+        first, newest = (min(count, layer.length) for count in self.protected(layer, size))
+        if newest:
+            # The newest highest: a budget too small for all of them still keeps the end.
+            score[..., layer.length - newest :] = ABOVE + ABOVE * torch.arange(1, newest + 1, device=layer.device)
+        if first:
+            # Slots stay in temporal order and protected ones are never evicted, so these are always the stream's first.
+            score[..., :first] = torch.inf
+        return score.topk(size, dim=-1).indices.sort(dim=-1).values
 
     def compress(self, layer: CacheLayer, size: int) -> None:
         """Reduce the layer to `size` slots."""
-        layer.keep(self.score(layer).topk(size, dim=-1).indices)
+        layer.keep(self.choose(layer, size))
 
     def after_prefill(self, cache: KVCache) -> None:
         """Called once a prompt is in the cache, before the answer."""
+
+
+@dataclass(frozen=True)
+class OneShot(CachePolicy):
+    """A policy published for one prompt: it chooses when the prompt is in, and by need while a stream overflows."""
+
+    one_shot: ClassVar[bool] = True
+
+    rho: float = 1.0
+    """Share of the prompt that is kept once it is in, and the cache gives back what it frees; 1: the budget alone decides."""
+
+    def after_prefill(self, cache: KVCache) -> None:
+        if self.rho >= 1:
+            return
+        total = math.ceil(self.rho * cache.seen) * len(cache.governed)
+        for layer, size in zip(cache.governed, self.allocate(cache.governed, total, self.minimum()), strict=True):
+            if layer.length > size:
+                self.compress(layer, size)
+            layer.trim()
+
+
+def fit(wanted: Sequence[float], total: int, floor: int, ceiling: float = math.inf, spread: bool = True) -> list[int]:
+    """Whole slots near `wanted`, each within floor and ceiling, their sum at most `total`.
+
+    What a layer at a limit leaves or takes is shared by the others in proportion (`spread`), until the sum is right.
+    Raises ValueError where even `floor` for everyone is too much.
+    """
+    if floor * len(wanted) > total:
+        raise ValueError(f"{len(wanted)} layers of at least {floor} slots do not fit {total}")
+    low, high = 0.0, max(total / max(min(wanted), 1e-9), 1.0)
+
+    def scaled(factor: float) -> list[int]:
+        return [int(min(max(size * factor, floor), max(ceiling, floor))) for size in wanted]
+
+    if not spread and sum(scaled(1.0)) <= total:
+        return scaled(1.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(scaled(middle)) <= total else (low, middle)
+    return scaled(low)

@@ -41,7 +41,7 @@ class InfMLLM(CachePolicy):
     """First tokens of the stream that are never evicted (the paper relies on their score; the bias hits them most)."""
 
     shared_heads: bool = True
-    """One choice for all heads of a layer; false: every KV head chooses for itself."""
+    """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
 
     @property
     def query_window(self) -> int:
@@ -55,16 +55,13 @@ class InfMLLM(CachePolicy):
         rows = attention.shape[2]
         # Inside the window a token is seen by fewer rows; those are recent tokens, whose score does not matter.
         score = attention.sum(2) / rows
-        if self.shared_heads:
-            score = score.mean(1, keepdim=True)
         past = layer.length - self._recent(layer)
         age = torch.arange(past - 1, -1, -1, device=layer.device) / max(past, 1)
         score[..., :past] -= self.bias * age
-        # Above every score, the newest highest: a budget too small for all of them still keeps the end.
-        score[..., past:] = 2.0**20 + torch.arange(layer.length - past, device=layer.device)
-        # Slots stay in temporal order and sinks are never evicted, so they are always the first.
-        score[..., : self.sinks] = torch.inf
         return score
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return self.sinks, self._recent(layer)
 
     def after_prefill(self, cache: KVCache) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.

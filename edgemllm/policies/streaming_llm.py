@@ -26,5 +26,7 @@ class StreamingLLM(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         order = torch.arange(layer.length, device=layer.device, dtype=torch.float32)
-        order[: self.sinks] = torch.inf
-        return order.expand(layer.keys.shape[0], 1, -1)
+        return order.repeat(layer.keys.shape[0], 1, 1)
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return self.sinks, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,94 +65,121 @@ def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
 def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
     """For every answer, whether all its tokens are the likeliest ones."""
     right = logits.argmax(-1) == labels
-    ends = torch.cat([starts[1:], torch.tensor([len(labels)])])
-    return torch.tensor([bool(right[a:b].all()) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+    ends = [*starts.tolist(), len(labels)][1:]
+    return torch.tensor([bool(right[a:b].all()) for a, b in zip(starts.tolist(), ends, strict=False)], dtype=torch.bool)
+
+
+class Level(NamedTuple):
+    """One stage of the course."""
+
+    length: int
+    """Tokens of a row; a batch has about 4096 tokens."""
+    slides: int
+    """The most slides of a stream."""
+    drills: float
+    """Share of the rows that are drills."""
+    shown: float | None
+    """Share of the number questions about shown slides (None: the usual). Refusals too early become the only answer."""
+    dense: float
+    """Share of the conversations that are mostly questions."""
+    until: float
+    """Left at this progress at the latest, earlier when 95 % of the last drills, or 92 % of the last answers, are right."""
+
+
+LEVELS = (
+    Level(32, 4, 1.0, None, 0, 0.08),
+    Level(64, 9, 1.0, None, 0, 0.14),
+    Level(256, 4, 0.3, 0.92, 0.8, 0.25),
+    Level(256, 9, 0.2, 0.85, 0.6, 0.4),
+    Level(256, 14, 0.1, None, 0.3, 0.55),
+    Level(512, 26, 0.1, None, 0.3, 0.75),
+    Level(1024, 44, 0.1, None, 0.2, 2.0),
+)
 
 
 class Course:
-    """Short and easy streams first: a level is left when 92 % of its last answers are right, or late by the clock.
+    """Short and easy streams first."""
 
-    Levels are rows of a batch, their length, the most slides of a stream, and the latest progress to leave it at.
-    """
-
-    LEVELS = (
-        (10, 128, 1, 0.2), (10, 128, 2, 0.3), (10, 128, 3, 0.4), (8, 256, 5, 0.5),
-        (8, 256, 9, 0.6), (8, 256, 14, 0.7), (5, 512, 26, 0.85), (4, 1024, 44, 2.0),
-    )  # fmt: skip
-    EASY = 3
-    """Levels with hardly a question about things never shown: refusals too early become the only answer."""
-
-    def __init__(self) -> None:
-        self.level = 0
+    def __init__(self, level: int = 0) -> None:
+        self.number = level
         self.marks: list[float] = []
 
-    def stage(self, progress: float) -> tuple[int, int, int]:
-        while progress > self.LEVELS[self.level][3]:
-            self.level += 1
-        return self.LEVELS[self.level][:3]
+    def at(self, progress: float) -> Level:
+        while progress > LEVELS[self.number].until:
+            self.number += 1
+        return LEVELS[self.number]
 
-    def known(self) -> float | None:
-        """Share of number questions about shown slides, where it is not the usual one."""
-        return None if self.level >= self.EASY else 1.0 if self.level == 0 else 0.9
-
-    def mark(self, right: float) -> None:
-        self.marks = [*self.marks[-2:], right]
-        if len(self.marks) == 3 and sum(self.marks) > 3 * 0.92 and self.level < len(self.LEVELS) - 1:
-            self.level += 1
+    def mark(self, right: float, wanted: float) -> None:
+        self.marks = [*self.marks[-3:], right]
+        if len(self.marks) == 4 and sum(self.marks) > 4 * wanted and self.number < len(LEVELS) - 1:
+            self.number += 1
             self.marks = []
 
 
-def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the rows is prose.
+def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None, level: int = 0) -> None:
+    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the tokens is prose.
 
     `start`: a finished checkpoint folder to go on from, instead of the earlier phases.
     """
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32) if start else assemble(work)
-    table, bank = feature_table(model, work, scale=start is None)
-    if (work / "joint.pt").exists():
-        model.load_state_dict(torch.load(work / "joint.pt", weights_only=True))
+    begun = work / "joint.pt"
+    if begun.exists():
+        model.load_state_dict(torch.load(begun, weights_only=True))
+    table, bank = feature_table(model, work, scale=start is None and not begun.exists())
     writer = Writer(tokenizer, bank)
     optimisers = Optimisers(
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
     )
     text_model, head = model.model.language_model, model.lm_head
-    # One compilation a length pays for itself except for the last, short stage.
     compiled = torch.compile(text_model, dynamic=False)
-    course = Course()
-    started, shown, step = time.time(), {"text": 0.0, "answer": 0.0}, 0
-    while (progress := (time.time() - started) / (minutes * 60)) < 1:
-        rng = np.random.default_rng([seed, step])
-        rows, length, most = course.stage(progress)
-        prose = max(1, rows // 5)
-        batch = writer.batch(rng, rows - prose, length, most, course.known())
-        ids = text_batch(tokens, rng, prose, length)
-        inputs = torch.cat([embed(model, table, batch), text_model.embed_tokens(ids)])
-        run = compiled if length in (128, 256, 512) else text_model
-        hidden = run(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, :-1]
+
+    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, labels and places of what is to be learnt in a batch."""
+        hidden = compiled(inputs_embeds=embed(model, table, batch), use_cache=False).last_hidden_state[:, :-1]
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0
-        logits = head(hidden[:-prose][wanted])
-        loss_answer = nn.functional.cross_entropy(logits, labels[wanted])
-        loss_text = nn.functional.cross_entropy(head(hidden[-prose:]).flatten(0, 1), ids[:, 1:].flatten())
-        (loss_answer + 0.5 * loss_text).backward()
+        return head(hidden[wanted]), labels[wanted], wanted
+
+    course = Course(level)
+    started, shown, step = time.time(), {}, 0
+    while (progress := (time.time() - started) / (minutes * 60)) < 1:
+        rng = np.random.default_rng([seed, step])
+        stage = course.at(progress)
+        rows = 4096 // stage.length
+        drills = round(rows * stage.drills)
+        batch = writer.batch(rng, rows - drills, drills, stage.length, stage.slides, stage.shown, stage.dense)
+        logits, labels, wanted = answers(batch)
+        each = nn.functional.cross_entropy(logits, labels, reduction="none")
+        talk = wanted.nonzero()[:, 0] < rows - drills
+        # A drill has many more answers than a conversation: each kind counts as its own mean.
+        losses = {"talk": each[talk].mean() if drills < rows else None, "drill": each[~talk].mean() if drills else None}
+        length = 1024 if stage.length == 1024 else 256
+        ids = text_batch(tokens, rng, 1024 // length, length)
+        hidden = compiled(inputs_embeds=text_model.embed_tokens(ids), use_cache=False).last_hidden_state[:, :-1]
+        losses["text"] = 0.5 * nn.functional.cross_entropy(head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+        torch.stack([loss for loss in losses.values() if loss is not None]).sum().backward()
         optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.45)))
-        for name, value in (("text", loss_text), ("answer", loss_answer)):
-            shown[name] = value.item() if step == 0 else 0.95 * shown[name] + 0.05 * value.item()
+        for name, loss in losses.items():
+            if loss is not None:
+                shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
         if step % 10 == 0:
-            before = torch.nn.functional.pad(wanted, (1, 0))[:, :-1]
+            drilled = float((logits.argmax(-1) == labels)[~talk].float().mean())
+            before = nn.functional.pad(wanted, (1, 0))[:, :-1]
             starts = (wanted & ~before)[wanted].nonzero().flatten()
-            right = answers_right(logits, labels[wanted], starts)
-            course.mark(float(right.float().mean()))
-            numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in labels[wanted][starts]])
+            starts = starts[: int((starts < int(talk.sum())).sum())]
+            right = answers_right(logits[talk], labels[talk], starts)
+            numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in labels[talk][starts]], dtype=torch.bool)
+            digits = float(right[numbers].float().mean())
+            course.mark(*((drilled, 0.95) if drills == rows else (digits, 0.92)))
             print(
-                f"joint step {step} {progress:.3f} length {length} answer {shown['answer']:.3f} text {shown['text']:.3f} "
-                f"right {right.float().mean():.3f} digits {right[numbers].float().mean():.3f} {time.time() - started:.0f} s",
+                f"joint step {step} {progress:.3f} length {stage.length} slides {stage.slides} "
+                + " ".join(f"{name} {value:.3f}" for name, value in shown.items())
+                + f" drilled {drilled:.3f} right {right.float().mean():.3f} digits {digits:.3f} {time.time() - started:.0f} s",
                 flush=True,
             )
         step += 1
         if step % 100 == 0:
             torch.save(model.state_dict(), work / "joint.pt")
-    torch.save(model.state_dict(), work / "joint.pt")
     torch.save(model.state_dict(), work / "joint.pt")

@@ -93,8 +93,38 @@ class Writer:
         article = ARTICLES[kind.colour == "orange"] if rng.random() < 0.5 else "a"
         return slides.ask(topic, kind, phrasing, article), slides.answer(topic, kind, shown, now)
 
-    def stream(self, rng: np.random.Generator, length: int, slides_at_most: int, share: float | None = None) -> Stream:
-        """One conversation, cut or padded to `length` by the caller."""
+    def drill(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
+        """Slides, then every colour and shape with its digit behind it: the bare look-up, seven tokens each."""
+        most = min(slides_at_most, length // 7)
+        facts = [
+            slides.Fact(slides.KINDS[int(k)], int(rng.integers(10)))
+            for k in rng.permutation(48)[: int(rng.integers(max(1, most // 2), most + 1))]
+        ]
+        ids: list[int] = []
+        rows: list[int] = []
+        for fact in facts:
+            pairs = self.bank.by_fact[slides.KINDS.index(fact.kind), fact.digit]
+            row = int(pairs[int(rng.integers(len(pairs))), int(rng.integers(2))])
+            ids += [self.video] * 4
+            rows += range(row * 4, row * 4 + 4)
+        labels = [IGNORED] * len(ids)
+        for number in rng.permutation(len(facts)):
+            asked = [*self.encode(f" {facts[number].kind.colour}"), *self.encode(f" {facts[number].kind.shape}")]
+            answer = self.encode(str(facts[number].digit))
+            ids += [*asked, *answer]
+            labels += [IGNORED] * len(asked) + answer
+        rows += [-1] * (len(ids) - len(rows))
+        return Stream(np.array(ids), np.array(rows), np.array(labels))
+
+    def stream(
+        self,
+        rng: np.random.Generator,
+        length: int,
+        slides_at_most: int,
+        share: float | None = None,
+        dense: bool = False,
+    ) -> Stream:
+        """One conversation, cut or padded to `length` by the caller; `dense`: nearly all of it questions."""
         ids: list[int] = []
         rows: list[int] = []
         labels: list[int] = []
@@ -106,7 +136,7 @@ class Writer:
             labels.extend(new if learn else [IGNORED] * len(new))
 
         rounds = int(rng.choice([1, 1, 2, 3]))
-        questions = max(4, int(length * rng.uniform(0.35, 0.75) / 22))
+        questions = max(4, int(length * (0.88 if dense else rng.uniform(0.35, 0.75)) / 22))
         frames = max(4, (length - questions * 22) // 4)
         diverse = rng.random() < 0.5
         most = max(1, min(slides_at_most, int(frames * 0.6), 44))
@@ -143,13 +173,24 @@ class Writer:
         return Stream(np.array(ids), np.array(rows), np.array(labels))
 
     def batch(
-        self, rng: np.random.Generator, count: int, length: int, slides_at_most: int, share: float | None = None
+        self,
+        rng: np.random.Generator,
+        talks: int,
+        drills: int,
+        length: int,
+        slides_at_most: int,
+        share: float | None = None,
+        dense: float = 0,
     ) -> Stream:
-        """Padded (count, length)."""
+        """Conversations, then drills, padded to (talks + drills, length)."""
+        count = talks + drills
         ids, rows = np.zeros((count, length), np.int64), np.full((count, length), -1)
         labels = np.full((count, length), IGNORED)
         for i in range(count):
-            one = self.stream(rng, length - 16, slides_at_most, share)
+            if i < talks:
+                one = self.stream(rng, length - 16, slides_at_most, share, rng.random() < dense)
+            else:
+                one = self.drill(rng, length, slides_at_most)
             n = min(length, len(one.ids))
             ids[i, :n], rows[i, :n], labels[i, :n] = one.ids[:n], one.rows[:n], one.labels[:n]
         return Stream(ids, rows, labels)

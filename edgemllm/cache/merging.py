@@ -1,0 +1,59 @@
+"""Merging evicted slots into kept ones: keys decide where, values follow (LOOK-M, arXiv 2406.18139; MEDA, arXiv 2502.17599)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
+
+Merge = Literal["average", "pivot", "weighted", "none"]
+BLOCK = 512
+"""Evicted slots whose similarities are held at once: bounds the scratch memory."""
+
+
+def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filtered: bool = False) -> None:
+    """Fold every slot that is not at `kept` (B, H_kv | 1, n), ascending, into the kept one with the most similar key.
+
+    With c a kept row, e the n rows assigned to it and s their cosines, c becomes
+
+        average (c + sum e) / (n + 1) · pivot (c + sum (e + c) / 2) / (n + 1) · weighted (c + sum s e) / (n + 1)
+
+    `keys` = False leaves the keys as they are. `filtered` folds only rows whose similarity, averaged over the heads, reaches
+    the mean of all (LOOK-M's released code). The caller drops the rest: this does not shorten the layer.
+    """
+    if how == "none" or kept.shape[-1] == layer.length:
+        return
+    heads, size = layer.keys.shape[1], layer.keys.shape[-1]
+    kept = kept.expand(-1, heads, -1)
+    gone = torch.ones(layer.keys.shape[0], heads, layer.length, dtype=torch.bool, device=layer.device)
+    gone = gone.scatter_(-1, kept, False).nonzero()[:, 2].view(*kept.shape[:2], -1)
+
+    def rows(buffer: Tensor, index: Tensor) -> Tensor:
+        return buffer.gather(2, index[..., None].expand(-1, -1, -1, buffer.shape[-1])).float()
+
+    anchors = F.normalize(rows(layer.keys, kept), dim=-1)
+    likeness, pivot = most_similar(F.normalize(rows(layer.keys, gone), dim=-1), anchors)
+    folded = torch.ones_like(likeness)
+    if filtered:
+        mean = likeness.mean(1, keepdim=True)
+        folded = (mean >= mean.mean(-1, keepdim=True)).float().expand_as(likeness)
+    count = torch.ones(kept.shape, device=layer.device).scatter_add_(-1, pivot, folded)[..., None]
+    place = pivot[..., None].expand(-1, -1, -1, size)
+    share = (folded * likeness if how == "weighted" else folded / 2 if how == "pivot" else folded)[..., None]
+    for buffer in (layer.keys, layer.values) if keys else (layer.values,):
+        base = rows(buffer, kept)
+        total = base.scatter_add(2, place, share * rows(buffer, gone))
+        if how == "pivot":
+            total = total + base * (count - 1) / 2
+        buffer.scatter_(2, kept[..., None].expand(-1, -1, -1, size), (total / count).to(buffer.dtype))
+
+
+def most_similar(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest cosine of each unit row (B, H, m, D) with the unit anchors (B, H, n, D), and whose it is; (B, H, m) each."""
+    found = [(block @ anchors.mT).max(-1) for block in rows.split(BLOCK, dim=2)]
+    return torch.cat([best.values for best in found], -1), torch.cat([best.indices for best in found], -1)

@@ -1,0 +1,86 @@
+"""edge: what was ever looked at, and is not said again later. Our own policy; evidence and failures in docs/log.md.
+
+A cached token j is worth
+
+    S_j = M_j (1 - max(0, max_{i > j} cos(k_i, k_j)))
+
+M_j, its *memory*, is the largest attention that any query ever paid to it, over all query heads that share its KV head: the
+maximum, because a fact is looked at once and sharply, and remembered, because the look passes. The second factor is its
+*novelty*: a key with a near twin among later ones is redundant, the later one stays. One choice for all heads of a layer keeps
+a token whole; the newest tokens always stay; positions are renumbered. No probe prompt is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.policies.base import ALL, CachePolicy
+
+BLOCK = 512
+"""Keys compared at once: bounds the scratch memory."""
+
+
+@dataclass(frozen=True)
+class Edge(CachePolicy):
+    """Remembered maximum of attention x novelty of the key."""
+
+    slots: ClassVar[tuple[str, ...]] = ("memory", "twin")
+    per_query_head: ClassVar[bool] = True
+
+    slack: int = 16
+    """Slots freed at least per eviction."""
+
+    shared_heads: bool = True
+    """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
+
+    recent: int = 32
+    """Newest tokens that are always kept."""
+
+    sinks: int = 0
+    """First tokens of the stream that are never evicted."""
+
+    novelty: float = 1.0
+    """Exponent of the novelty; 0 leaves memory alone."""
+
+    decay: float = 1.0
+    """Of the memory at every compaction; 1 never forgets a look."""
+
+    @property
+    def observe_window(self) -> int:
+        return ALL
+
+    def minimum(self) -> int:
+        return self.sinks + self.recent + 1
+
+    def observe(self, layer: CacheLayer, attention: Tensor) -> None:
+        most = attention.unflatten(1, (layer.keys.shape[1], -1)).amax((2, 3))
+        memory = layer.slot("memory")
+        torch.maximum(memory, most, out=memory)
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        self._update_twins(layer)
+        memory = layer.slot("memory").mul_(self.decay)
+        return memory * (1 - layer.slot("twin").clamp(0, 1)) ** self.novelty
+
+    def _update_twins(self, layer: CacheLayer) -> None:
+        """The largest cosine with a later key: only keys that came since the last time are new."""
+        if not self.novelty:
+            return
+        fresh = min(layer.since, layer.length)
+        keys = F.normalize(layer.keys[:, :, : layer.length].float(), dim=-1)
+        twin = layer.slot("twin")
+        for start in range(layer.length - fresh, layer.length, BLOCK):
+            stop = min(start + BLOCK, layer.length)
+            likeness = keys[:, :, :stop] @ keys[:, :, start:stop].mT
+            later = torch.ones(stop, stop - start, dtype=torch.bool, device=layer.device).triu(1 - start)
+            best = likeness.masked_fill_(~later, -1).amax(-1)
+            torch.maximum(twin[..., :stop], best, out=twin[..., :stop])
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return self.sinks, self.recent

@@ -1,0 +1,134 @@
+"""MEDA: layers share the cache by their cross-modal attention entropy (https://arxiv.org/abs/2502.17599).
+
+For every layer, with text queries over visual keys and visual queries over text keys, each with a softmax of its own, averaged
+over the heads (Eq. 4-6), and all layers together (Eq. 7):
+
+    E_l = mean_i H(A_TV[i]) + mean_i H(A_VT[i]),   alpha_l = softmax_l(E) L rho
+
+Inside a layer: accumulated attention with the text prior S_T += max(S) (Eq. 8-9), the best and the recent ones are kept
+(Eq. 10), the rest is averaged into the kept token with the most similar key (Eq. 11-12).
+
+The papers stop at one prompt. Here attention is causal, so an image query sees only the text before it; the layers' shares are
+settled once, at the end of the first prompt or when the cache first fills, and the stream then goes on within them. Shares
+never exceed the budget: what a layer cannot use goes to the others. `as_released` follows AIoT-MLSys-Lab/MEDA where it departs
+from the paper: entropy of the whole self-attention, shares clamped to [0.01, 1] without handing on the surplus, recent and
+important tokens 1:1, all text kept, and only tokens of at least average likeness merged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.chunk import Modality
+from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.cache.merging import Merge, merge
+from edgemllm.policies.base import ALL, OneShot, fit
+from edgemllm.policies.look_m import text_prior
+
+
+@dataclass(frozen=True)
+class Meda(OneShot):
+    """Entropy layer budgets, text prior, average merging."""
+
+    slots: ClassVar[tuple[str, ...]] = ("mass",)
+    scalars: ClassVar[tuple[str, ...]] = ("text", "text_rows", "vision", "vision_rows", "self", "self_rows")
+    per_query_head: ClassVar[bool] = True
+
+    entropy: Literal["cross", "self"] = "cross"
+    """cross: Eq. 4-6. self: of the whole causal attention, mean of the heads (the released code)."""
+
+    recent: float = 0.75
+    """Share of the kept tokens that are the newest (the paper's 3:1; 0.5 in the released code)."""
+
+    clamp: bool = False
+    """Shares within [0.01, 1] of the prompt without handing on what is cut off (the released code): keeps less than rho."""
+
+    merge: Merge = "average"
+    """How dropped tokens are folded in."""
+
+    merge_keys: bool = True
+    """Fold keys too; set false for models with M-RoPE, where averaged keys have no one place."""
+
+    as_released: bool = False
+    """The released code's departures from the paper, all at once."""
+
+    @property
+    def observe_window(self) -> int:
+        return ALL
+
+    def minimum(self) -> int:
+        return 2
+
+    def observe(self, layer: CacheLayer, attention: Tensor) -> None:
+        layer.slot("mass").add_(attention.unflatten(1, (layer.keys.shape[1], -1)).mean(2).sum(2))
+        if layer.evicted == 0:  # heads that have chosen differently have no common columns any more
+            self._observe_entropy(layer, attention)
+
+    def _observe_entropy(self, layer: CacheLayer, attention: Tensor) -> None:
+        modality = layer.modality[0, 0, : layer.length]
+        own = modality[layer.rows]
+        text, vision = modality == Modality.TEXT, modality == Modality.VISION
+        layer.stats["self"] += entropy(attention).mean(1).sum()
+        layer.stats["self_rows"] += len(own)
+        for name, queries, keys in (("text", own == Modality.TEXT, vision), ("vision", own == Modality.VISION, text)):
+            over = attention[:, :, queries] * keys
+            total = over.sum(-1, keepdim=True)
+            seen = (total > 0).all(1)[0, :, 0]
+            mean = (over / total.clamp_min(1e-30)).mean(1)[:, seen]
+            layer.stats[name] += entropy(mean).sum()
+            layer.stats[f"{name}_rows"] += seen.sum()
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        return text_prior(layer, layer.slot("mass"), always=self.as_released)
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return 0, round((0.5 if self.as_released else self.recent) * size)
+
+    def compress(self, layer: CacheLayer, size: int) -> None:
+        kept = self.choose(layer, size)
+        merge(layer, kept, self.merge, keys=self.merge_keys, filtered=self.as_released)
+        layer.keep(kept)
+
+    def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
+        found = [self.entropy_of(layer) for layer in layers]
+        if any(one is None for one in found):
+            return super().allocate(layers, total, floor)
+        seen = layers[0].seen
+        share = shares([one for one in found if one is not None], total / (seen * len(layers)))
+        if self.clamp or self.as_released:
+            return fit([min(max(a, 0.01), 1.0) * seen for a in share], total, floor, spread=False)
+        # Of one prompt no layer can keep more than all of it; of a stream it can.
+        return fit([a * seen for a in share], total, floor, ceiling=seen if total < seen * len(layers) else math.inf)
+
+    def entropy_of(self, layer: CacheLayer) -> float | None:
+        """E_l in nats; None before anything was seen. Without both modalities, that of the self-attention."""
+        stats = {name: float(value) for name, value in layer.stats.items()}
+        if not stats.get("self_rows"):
+            return None
+        both = stats["text_rows"] and stats["vision_rows"]
+        if self.entropy == "self" or self.as_released or not both:
+            return stats["self"] / stats["self_rows"]
+        return stats["text"] / stats["text_rows"] + stats["vision"] / stats["vision_rows"]
+
+    def after_prefill(self, cache: KVCache) -> None:
+        if not cache.settled:
+            cache.settle()
+        super().after_prefill(cache)
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Of the rows of (..., L), in nats."""
+    found: Tensor = torch.special.entr(weights).sum(-1)
+    return found
+
+
+def shares(entropies: Sequence[float], rho: float) -> list[float]:
+    """alpha_l = softmax(E)_l L rho (Eq. 7): their mean is rho."""
+    weights = torch.tensor(entropies, dtype=torch.float64).softmax(0)
+    return [float(weight) * len(entropies) * rho for weight in weights]

@@ -1,0 +1,56 @@
+"""SnapKV: what the end of the prompt looks at, with its neighbours (https://arxiv.org/abs/2404.14469).
+
+Let W be the last `window` queries of the prompt (the observation window). An earlier token is worth the attention that W pays
+to it, pooled along the sequence so that a find keeps its neighbourhood:
+
+    S_j = pool_k(sum_{i in W} A_ij)
+
+Kept are the best and the window itself, once, when the prompt is in. Follows FasterDecoding/SnapKV, with the mean over the
+query heads of a KV head, so that grouped queries keep their saving. While a stream overflows the budget, the same choice is
+made with the latest queries (such a run is marked `streamed`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.policies.base import OneShot
+
+
+@dataclass(frozen=True)
+class SnapKV(OneShot):
+    """Observation window + pooled attention."""
+
+    window: int = 32
+    """Observation window: last queries of the prompt, always kept (released default 32)."""
+
+    kernel: int = 5
+    """Width of the pooling, odd (released default 5; 7 in its LongBench runs)."""
+
+    pooling: Literal["avg", "max"] = "avg"
+    """How neighbours share (released default avg; max in its LongBench runs)."""
+
+    @property
+    def query_window(self) -> int:
+        return self.window
+
+    def minimum(self) -> int:
+        return self.window + 1
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        attention = layer.window_attention()
+        past = layer.length - attention.shape[2]
+        score = attention.sum(2)
+        if past > 0:
+            pool = F.avg_pool1d if self.pooling == "avg" else F.max_pool1d
+            # As released: only the past is pooled, so the window does not leak into its neighbours.
+            score[..., :past] = pool(score[..., :past], self.kernel, 1, self.kernel // 2)[..., :past]
+        return score
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return 0, self.window
