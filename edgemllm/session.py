@@ -15,7 +15,7 @@ from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.layer import KVCache
 from edgemllm.errors import DoesNotFitError, UsageError
-from edgemllm.inputs.video import Frame
+from edgemllm.inputs.frame import Frame
 from edgemllm.models.base import ModelFamily
 from edgemllm.models.chat_format import ChatFormat
 from edgemllm.policies.base import CachePolicy

@@ -17,7 +17,7 @@ from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.positions import Rope
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
-from edgemllm.inputs.video import Frame
+from edgemllm.inputs.frame import Frame
 
 
 class ModelFamily:
