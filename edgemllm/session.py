@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,10 @@ class Meter:
     decode_s: float = 0.0
     video_s: float = 0.0
     """Seconds of the latest video shown so far."""
+    skipped: int = 0
+    """Frames of a stream left out because they hardly differed from the one before."""
+    dropped: int = 0
+    """Frames of a live stream that the model was too slow for."""
 
     def rates(self) -> dict[str, float]:
         """The `speed` object of the JSON output."""
@@ -83,6 +87,8 @@ class Session:
     """Nothing was asked yet."""
     media: list[str] = field(default_factory=list)
     """Media already shown in the turn that the next question closes."""
+    watching: bool = False
+    """The last of `media` is a video that `see` goes on with."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
 
@@ -113,7 +119,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
         self.cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers)
-        self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+        self.meter, self.position, self.first, self.media, self.watching = Meter(), 0, True, [], False
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -143,18 +149,22 @@ class Session:
         frames = iter(video)
         shown = 0
         while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
-            started = time.perf_counter()
-            chunk = self.family.frames(batch, self.position)
-            self.feed(chunk)
+            self.see(batch)
             shown += len(batch)
-            self.meter.frames += len(batch)
-            self.meter.video_s = batch[-1].time
-            self.meter.frame_s += time.perf_counter() - started
-            self.on_step(self)
-        end = self.family.video_end(self.position)
-        if end is not None:
-            self.feed(end)
+        self._close()
         return shown
+
+    @torch.inference_mode()
+    def see(self, frames: Sequence[Frame]) -> None:
+        """Show the next frames (at most FRAMES_AT_ONCE) of a video without a known end. The next `ask` closes the turn."""
+        if not self.watching:
+            self._open("video")
+        started = time.perf_counter()
+        self.feed(self.family.frames(frames, self.position))
+        self.meter.frames += len(frames)
+        self.meter.video_s = frames[-1].time
+        self.meter.frame_s += time.perf_counter() - started
+        self.on_step(self)
 
     @torch.inference_mode()
     def show(self, image: Frame) -> None:
@@ -165,6 +175,7 @@ class Session:
     @torch.inference_mode()
     def ask(self, question: str, sampling: Sampling) -> Iterator[str]:
         """Answer a question about everything seen so far, piece by piece."""
+        self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]
         logits = self.feed(self._text(before + question + after))
@@ -175,11 +186,20 @@ class Session:
     def _open(self, kind: str) -> None:
         if self._tokens[kind] is None:
             raise UsageError(f"this model takes no {kind} input", "choose a multimodal model, such as --model demo")
+        self._close()
         self.stopped = False
         piece = self.format.turn([*self.media, kind], self.first, self.system)[len(self.media)]
         if piece:
             self.feed(self._text(piece))
         self.media.append(kind)
+        self.watching = kind == "video"
+
+    def _close(self) -> None:
+        """End the running video."""
+        end = self.family.video_end(self.position) if self.watching else None
+        self.watching = False
+        if end is not None:
+            self.feed(end)
 
     def _text(self, text: str) -> Chunk:
         return self.family.text(self.family.tokenize(text), self.position)

@@ -1,4 +1,7 @@
-"""A session in one file: the bounded cache, positions and chat state as safetensors (no pickle), written atomically."""
+"""A session in one file: the bounded cache, positions and chat state as safetensors (no pickle), written atomically.
+
+What belongs to the run around the session (where a stream was, when the next question is due) travels beside it as JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,11 +24,11 @@ from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.session import Meter, Session
 
-FORMAT = "edgemllm-session/1"
+FORMAT = "edgemllm-session/2"
 
 
-def save(session: Session, path: Path) -> int:
-    """Write the session; returns the file's bytes. A failure leaves an earlier file as it was."""
+def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
+    """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was."""
     tensors = {
         f"{number}.{name}": tensor
         for number, layer in enumerate(session.cache.layers)
@@ -31,11 +36,14 @@ def save(session: Session, path: Path) -> int:
     }
     header = {
         "format": FORMAT,
-        "edgemllm": __version__,
+        "versions": {"edgemllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "name": session.family.name,
         **_identity(session),
         "position": session.position,
         "first": session.first,
         "media": session.media,
+        "watching": session.watching,
+        "run": dict(run or {}),
         "meter": dataclasses.asdict(session.meter),
         "layers": [
             {"length": layer.length, "seen": layer.seen, "evicted": layer.evicted, "scaling": layer.scaling}
@@ -44,7 +52,8 @@ def save(session: Session, path: Path) -> int:
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, beside, metadata={"session": json.dumps(header)})
+        text = json.dumps(header)
+        save_file(tensors, beside, metadata={"session": text, "checksum": _checksum(text, tensors)})
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -56,24 +65,42 @@ def save(session: Session, path: Path) -> int:
 
 
 @torch.inference_mode()
-def load(session: Session, path: Path) -> None:
-    """Put a saved session into this one. Raises MissingError, and UsageError where model, policy or budget differ."""
+def load(session: Session, path: Path) -> dict[str, Any]:
+    """Put a saved session into this one; returns the state of its run, as given to `save`.
+
+    Raises MissingError, and UsageError where the file is damaged, or of another model, policy or budget.
+    """
     if not path.is_file():
         raise MissingError(f"no saved session {path}")
     try:
         with safe_open(path, framework="pt", device=str(session.family.device)) as file:
-            header = json.loads((file.metadata() or {}).get("session", "{}"))
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("session", "{}"))
             if header.get("format") != FORMAT:
-                raise UsageError(f"{path} is not a session of this version ({header.get('format', 'no format')})")
-            _check(session, header, path)
+                raise UsageError(
+                    f"{path} is no session that edgemllm {__version__} can read: it says {header.get('format', 'no format')}, "
+                    f"this version writes {FORMAT}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        if metadata.get("checksum") != _checksum(metadata["session"], tensors):
+            raise UsageError(f"{path} is damaged: its checksum does not fit its content", "use an older copy")
+        _check(session, header, path)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
-    session.meter = Meter(**header["meter"])
+    session.meter, session.watching = Meter(**header["meter"]), header["watching"]
+    run: dict[str, Any] = header["run"]
+    return run
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(header.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
@@ -133,7 +160,8 @@ def _identity(session: Session) -> dict[str, Any]:
 def _check(session: Session, header: dict[str, Any], path: Path) -> None:
     for key, mine in _identity(session).items():
         if header.get(key) != mine:
-            what = f"another {key}" if key == "model" else f"{key} {header.get(key)}, this session has {mine}"
+            theirs, here = (header["name"], session.family.name) if key == "model" else (header.get(key), mine)
+            what = f"{'another ' if theirs == here else ''}{key} {theirs}, this session has {here}"
             raise UsageError(f"{path} was saved with {what}", "start with the same --model, --dtype, --policy and --set")
     longest = max(layer["length"] for layer in header["layers"])
     if session.budget is not None and longest > session.budget:

@@ -7,6 +7,7 @@ A family is one file in this folder that names the `model_type`s it serves. Only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +43,11 @@ class ModelFamily:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
         self.config = model.config.get_text_config()
         self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: its folder, or the architecture."""
+        return Path(self.folder).name if self.folder else str(self.model.config.model_type)
 
     # ---- the language model ------------------------------------------------------------------------------------
 
