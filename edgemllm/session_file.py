@@ -64,6 +64,13 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
     return path.stat().st_size
 
 
+def run_of(path: Path) -> dict[str, Any]:
+    """The state of the run of a saved session, without the session. Raises as `load` does."""
+    with _opened(path, "cpu") as file:
+        run: dict[str, Any] = _header(file, path)[1]["run"]
+    return run
+
+
 @torch.inference_mode()
 def load(session: Session, path: Path) -> dict[str, Any]:
     """Put a saved session into this one; returns the state of its run, as given to `save`.

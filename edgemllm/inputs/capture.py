@@ -22,12 +22,17 @@ def shown(source: str) -> str:
     return re.sub(r"((?:user-pw|passw(?:or)?d|pwd|token)=)[^&\s]+", r"\1***", source, flags=re.IGNORECASE)
 
 
-def connect(source: str) -> Any:
-    """An open cv2.VideoCapture. Raises MediaError with the reason."""
+def connect(source: str, timeout: float | None = None) -> Any:
+    """An open cv2.VideoCapture; an address gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
     if not is_live(source):
         refuse_text(Path(source))
     device: Any = int(source[10:]) if re.fullmatch(r"/dev/video\d+", source) else source
-    capture = cv2.VideoCapture(device, cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY)
+    backend, settings = cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY, []
+    if timeout is not None and "://" in source and cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+        # Only this backend knows the two settings, and others refuse to open with them.
+        backend, milliseconds = cv2.CAP_FFMPEG, int(1000 * timeout)
+        settings = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    capture = cv2.VideoCapture(device, backend, settings)
     if not capture.isOpened():
         raise MediaError(*why_closed(source))
     # OpenCV 4 does not turn the picture unless asked to.

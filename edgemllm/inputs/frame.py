@@ -18,3 +18,5 @@ class Frame:
     """Seconds from the start of the video."""
     index: int
     """Frame number in the source."""
+    name: str = ""
+    """The file it came from, where a folder brings one after the other."""

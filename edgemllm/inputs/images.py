@@ -19,7 +19,7 @@ def is_image(source: str) -> bool:
     return Path(source).suffix.lower() in IMAGES
 
 
-def read_image(path: str, seconds: float = 0.0, index: int = 0) -> Frame:
+def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") -> Frame:
     """One image file, turned as its EXIF orientation says. Raises MissingError and MediaError."""
     if not Path(path).is_file():
         raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
@@ -30,7 +30,7 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0) -> Frame:
                 # Transparency lies on white, as in transformers.
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return Frame(np.array(upright.convert("RGB")), seconds, index)
+            return Frame(np.array(upright.convert("RGB")), seconds, index, name)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         size = Path(path).stat().st_size
         raise MediaError(f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg") from error
@@ -38,12 +38,13 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0) -> Frame:
 
 def images_in(folder: Path) -> list[Path]:
     """The images of a folder: frame_2 before frame_10, without the hidden files that macOS leaves."""
-
-    def natural(path: Path) -> tuple[list[str | int], str]:
-        parts = re.split(r"([0-9]+)", path.name.lower())
-        return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name
-
     found = [file for file in folder.iterdir() if is_image(file.name) and not file.name.startswith(".")]
     if not found:
         raise MissingError(f"folder {folder} has no images", f"put {', '.join(sorted(IMAGES))} files into it")
     return sorted(found, key=natural)
+
+
+def natural(path: Path) -> tuple[list[str | int], str]:
+    """A sort key by which frame_2 comes before frame_10."""
+    parts = re.split(r"([0-9]+)", path.name.lower())
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name

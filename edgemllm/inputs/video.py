@@ -27,7 +27,15 @@ SHORTFALL_S = 1.5
 class Video:
     """Iterate once for the sampled frames; use as a context manager to close the file."""
 
-    def __init__(self, source: str, fps: float | None, start: float, end: float | None, max_frames: int | None) -> None:
+    def __init__(
+        self,
+        source: str,
+        fps: float | None,
+        start: float,
+        end: float | None,
+        max_frames: int | None,
+        timeout: float | None = None,
+    ) -> None:
         check_sampling(fps, start, end, max_frames)
         self.source, self.path = source, shown(source)
         self.start, self.end, self.max_frames = start, end, max_frames
@@ -39,6 +47,7 @@ class Video:
         self.shortfall: str | None = None
         """Set at the end where less could be decoded than the header promises."""
         self.live = False
+        self._timeout = timeout
         self._capture: Any = None
         self._images: list[Path] = []
         self._open(fps)
@@ -51,6 +60,7 @@ class Video:
         if max_frames is not None and count is not None and count > max_frames and self.span is not None:
             self.interval, self.spread = self.span / max_frames, True
         self._ticks = Ticks(start, self.interval)
+        self._from = start
 
     @classmethod
     def open(
@@ -61,14 +71,16 @@ class Video:
         start: float = 0.0,
         end: float | None = None,
         max_frames: int | None = None,
+        timeout: float | None = None,
     ) -> Video:
         """Open a file, folder of images, camera or stream.
 
         `fps` frames a second are delivered, chosen by time stamp (None: every frame), from `start` to `end` seconds;
-        `max_frames` spreads evenly over that span where its length is known, and stops there where not. Raises
-        MissingError, MediaError, and UsageError for a span outside the video.
+        `max_frames` spreads evenly over that span where its length is known, and stops there where not. An address that
+        says nothing for `timeout` seconds counts as lost. Raises MissingError, MediaError, and UsageError for a span
+        outside the video.
         """
-        return cls(source, fps, start, end, max_frames)
+        return cls(source, fps, start, end, max_frames, timeout)
 
     def __enter__(self) -> Video:
         return self
@@ -80,6 +92,11 @@ class Video:
         """Let go of the file or camera."""
         if self._capture is not None:
             self._capture.release()
+
+    def go_on_after(self, seconds: float) -> None:
+        """Deliver only what comes behind `seconds`, as if there had been no break."""
+        self._ticks.go_on_after(seconds)
+        self._from = max(self.start, seconds)
 
     @property
     def span(self) -> float | None:
@@ -115,7 +132,7 @@ class Video:
                 return
         if not self.frames_seen and self.shortfall:
             raise MediaError(f"{self.path}: {self.shortfall}", "fetch it again, or choose an earlier --start")
-        if not self.frames_seen and not self.live:
+        if not self.frames_seen and not self.live and self._from == self.start:
             raise UsageError(
                 f"{self.path} has no frame from {self.start:g} s on" + (f" before {self.end:g} s" if self.end else ""),
                 "choose an earlier --start or a later --end",
@@ -139,7 +156,7 @@ class Video:
         return None
 
     def _open_capture(self) -> None:
-        self._capture = connect(self.source)
+        self._capture = connect(self.source, self._timeout)
         size = (self._capture.get(number) for number in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         self.width, self.height = (int(side) for side in size)
         rate, count = self._capture.get(cv2.CAP_PROP_FPS), int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -212,8 +229,8 @@ class Video:
         return stamp if stamp > before else before + 1 / self.native_fps
 
     def _skip_to_start(self) -> int:
-        """Number of the next frame: a little before `start` where seeking proves exact by the time stamp, else 0."""
-        target = int((self.start - SEEK_MARGIN_S) * self.native_fps)
+        """Number of the next frame: a little before the first wanted where seeking proves exact by the time stamp, else 0."""
+        target = int((self._from - SEEK_MARGIN_S) * self.native_fps)
         if self.seconds is None or target <= 0:
             return 0
         wanted = target / self.native_fps
@@ -223,7 +240,7 @@ class Video:
                 return target
         # A seek that failed can leave the capture without a next frame.
         self._capture.release()
-        self._capture = connect(self.source)
+        self._capture = connect(self.source, self._timeout)
         return 0
 
     def _notice_shortfall(self, count: int, now: float) -> None:
