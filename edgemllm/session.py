@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.errors import DoesNotFitError, UsageError
-from edgemllm.inputs.video import Frame
-from edgemllm.models.base import ModelFamily
+from edgemllm.inputs.frame import Frame
+from edgemllm.models.base import Clip, ModelFamily
 from edgemllm.models.chat_format import ChatFormat
 from edgemllm.policies.base import CachePolicy
 
@@ -46,6 +46,10 @@ class Meter:
     decode_s: float = 0.0
     video_s: float = 0.0
     """Seconds of the latest video shown so far."""
+    skipped: int = 0
+    """Frames of a stream left out because they hardly differed from the one before."""
+    dropped: int = 0
+    """Frames of a live stream that the model was too slow for."""
 
     def rates(self) -> dict[str, float]:
         """The `speed` object of the JSON output."""
@@ -82,6 +86,8 @@ class Session:
     """Nothing was asked yet."""
     media: list[str] = field(default_factory=list)
     """Media already shown in the turn that the next question closes."""
+    clip: Clip | None = None
+    """The running video, which `see` goes on with."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
 
@@ -111,7 +117,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
         self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
-        self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+        self.meter, self.position, self.first, self.media, self.clip = Meter(), 0, True, [], None
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -137,23 +143,30 @@ class Session:
     @torch.inference_mode()
     def watch(self, video: Iterable[Frame]) -> int:
         """Show a video's frames as they come; returns how many. The next `ask` closes the turn."""
-        self._open("video")
-        frames, clip = iter(video), self.family.video(getattr(video, "interval", None))
+        self._open_video(getattr(video, "interval", None))
+        frames = iter(video)
         shown = 0
         while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
-            started = time.perf_counter()
-            chunk = clip.frames(batch, self.position)
-            if chunk is not None:
-                self.feed(chunk)
+            self.see(batch)
             shown += len(batch)
-            self.meter.frames += len(batch)
-            self.meter.video_s = batch[-1].time
-            self.meter.frame_s += time.perf_counter() - started
-            self.on_step(self)
-        end = clip.end(self.position)
-        if end is not None:
-            self.feed(end)
+        self._close()
         return shown
+
+    @torch.inference_mode()
+    def see(self, frames: Sequence[Frame], interval: float | None = None) -> None:
+        """Show the next frames (at most FRAMES_AT_ONCE) of a video without a known end. The next `ask` closes the turn.
+
+        `interval`: seconds between frames, where the source keeps to one; asked for with the first frames only.
+        """
+        clip = self.clip or self._open_video(interval)
+        started = time.perf_counter()
+        chunk = clip.frames(frames, self.position)
+        if chunk is not None:
+            self.feed(chunk)
+        self.meter.frames += len(frames)
+        self.meter.video_s = frames[-1].time
+        self.meter.frame_s += time.perf_counter() - started
+        self.on_step(self)
 
     @torch.inference_mode()
     def show(self, image: Frame) -> None:
@@ -164,6 +177,7 @@ class Session:
     @torch.inference_mode()
     def ask(self, question: str, sampling: Sampling) -> Iterator[str]:
         """Answer a question about everything seen so far, piece by piece."""
+        self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]
         logits = self.feed(self._text(before + question + after))
@@ -174,11 +188,24 @@ class Session:
     def _open(self, kind: str) -> None:
         if self._tokens[kind] is None:
             raise UsageError(f"this model takes no {kind} input", "choose a multimodal model, such as --model demo")
+        self._close()
         self.stopped = False
         piece = self.format.turn([*self.media, kind], self.first, self.system)[len(self.media)]
         if piece:
             self.feed(self._text(piece))
         self.media.append(kind)
+
+    def _open_video(self, interval: float | None) -> Clip:
+        self._open("video")
+        self.clip = self.family.video(interval)
+        return self.clip
+
+    def _close(self) -> None:
+        """End the running video."""
+        clip, self.clip = self.clip, None
+        end = clip.end(self.position) if clip else None
+        if end is not None:
+            self.feed(end)
 
     def _text(self, text: str) -> Chunk:
         return self.family.text(self.family.tokenize(text), self.position)

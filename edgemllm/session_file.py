@@ -1,4 +1,7 @@
-"""A session in one file: the bounded cache, positions and chat state as safetensors (no pickle), written atomically."""
+"""A session in one file: the bounded cache, positions and chat state as safetensors (no pickle), written atomically.
+
+What belongs to the run around the session (where a stream was, when the next question is due) travels beside it as JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,34 +22,46 @@ from torch import Tensor
 from edgemllm import __version__
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError
+from edgemllm.inputs.frame import Frame
 from edgemllm.session import Meter, Session
 
-FORMAT = "edgemllm-session/1"
+FORMAT = "edgemllm-session/2"
 COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")
 
 
-def save(session: Session, path: Path) -> int:
-    """Write the session; returns the file's bytes. A failure leaves an earlier file as it was."""
+def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
+    """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was."""
     tensors = {
         f"{number}.{name}": tensor
         for number, layer in enumerate(session.cache.layers)
         for name, tensor in _tensors(layer).items()
     }
+    clip = session.clip
+    waiting = []
+    for number, frame in enumerate(clip.waiting if clip else []):
+        tensors[f"clip.{number}"] = torch.from_numpy(frame.pixels.copy())
+        waiting.append((frame.time, frame.index))
     header = {
         "format": FORMAT,
-        "edgemllm": __version__,
+        "versions": {"edgemllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "name": session.family.name,
         **_identity(session),
         "position": session.position,
         "step": session.cache.rope.step,
         "first": session.first,
         "media": session.media,
+        "clip": None
+        if clip is None
+        else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
+        "run": dict(run or {}),
         "meter": dataclasses.asdict(session.meter),
         "layers": [{name: getattr(layer, name) for name in COUNTS} for layer in session.cache.layers],
         "settled": session.cache.settled,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, beside, metadata={"session": json.dumps(header)})
+        text = json.dumps(header)
+        save_file(tensors, beside, metadata={"session": text, "checksum": _checksum(text, tensors)})
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -55,20 +72,20 @@ def save(session: Session, path: Path) -> int:
     return path.stat().st_size
 
 
+def run_of(path: Path) -> dict[str, Any]:
+    """The state of the run of a saved session, without the session. Raises as `load` does."""
+    run: dict[str, Any] = _read(path, "cpu")[0]["run"]
+    return run
+
+
 @torch.inference_mode()
-def load(session: Session, path: Path) -> None:
-    """Put a saved session into this one. Raises MissingError, and UsageError where model, policy or budget differ."""
-    if not path.is_file():
-        raise MissingError(f"no saved session {path}")
-    try:
-        with safe_open(path, framework="pt", device=str(session.family.device)) as file:
-            header = json.loads((file.metadata() or {}).get("session", "{}"))
-            if header.get("format") != FORMAT:
-                raise UsageError(f"{path} is not a session of this version ({header.get('format', 'no format')})")
-            _check(session, header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
+def load(session: Session, path: Path) -> dict[str, Any]:
+    """Put a saved session into this one; returns the state of its run, as given to `save`.
+
+    Raises MissingError, and UsageError where the file is damaged, or of another model, policy or budget.
+    """
+    header, tensors = _read(path, str(session.family.device))
+    _check(session, header, path)
     _shares(session, header, path)
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
@@ -76,7 +93,43 @@ def load(session: Session, path: Path) -> None:
     session.cache.rope.step = header["step"]
     session.cache.settled = header["settled"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
-    session.meter = Meter(**header["meter"])
+    session.meter, session.clip = Meter(**header["meter"]), None
+    if header["clip"] is not None:
+        session.clip = session.family.video()
+        for name, value in header["clip"]["counters"].items():
+            setattr(session.clip, name, value)
+        for number, (time, index) in enumerate(header["clip"]["waiting"]):
+            session.clip.waiting.append(Frame(tensors[f"clip.{number}"].cpu().numpy(), time, index))
+    run: dict[str, Any] = header["run"]
+    return run
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a whole file."""
+    if not path.is_file():
+        raise MissingError(f"no saved session {path}")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            metadata = file.metadata() or {}
+            header = json.loads(metadata.get("session", "{}"))
+            if header.get("format") != FORMAT:
+                raise UsageError(
+                    f"{path} is no session that edgemllm {__version__} can read: it says {header.get('format', 'no format')}, "
+                    f"this version writes {FORMAT}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
+    if metadata.get("checksum") != _checksum(metadata["session"], tensors):
+        raise UsageError(f"{path} is damaged: its checksum does not fit its content", "use an older copy")
+    return header, tensors
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(header.encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
@@ -139,7 +192,8 @@ def _identity(session: Session) -> dict[str, Any]:
 def _check(session: Session, header: dict[str, Any], path: Path) -> None:
     for key, mine in _identity(session).items():
         if header.get(key) != mine:
-            what = f"another {key}" if key == "model" else f"{key} {header.get(key)}, this session has {mine}"
+            theirs, here = (header["name"], session.family.name) if key == "model" else (header.get(key), mine)
+            what = f"{'another ' if theirs == here else ''}{key} {theirs}, this session has {here}"
             raise UsageError(f"{path} was saved with {what}", "start with the same --model, --dtype, --policy and --set")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgemllm import policies
 from edgemllm.inputs import slides
-from edgemllm.inputs.video import Frame
+from edgemllm.inputs.frame import Frame
 from edgemllm.models import loading
 from edgemllm.session import Sampling, Session
 

@@ -13,7 +13,7 @@ from lecture import slide
 
 from edgemllm import policies, session_file
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
-from edgemllm.inputs.video import Frame
+from edgemllm.inputs.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
 from edgemllm.policies.full import Full

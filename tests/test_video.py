@@ -16,8 +16,10 @@ import pytest
 from PIL import Image
 
 from edgemllm.errors import MediaError, MissingError, UsageError
+from edgemllm.inputs.capture import shown
 from edgemllm.inputs.clock import clock, parse_time
-from edgemllm.inputs.video import Video, is_image, shown
+from edgemllm.inputs.images import is_image
+from edgemllm.inputs.video import Video
 
 
 def record(path: Path, frames: int, fps: float = 10, fourcc: str = "mp4v", size: tuple[int, int] = (64, 48)) -> str:

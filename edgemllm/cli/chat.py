@@ -139,7 +139,7 @@ class Chat:
 
     def look(self, videos: list[Video], images: list[str]) -> None:
         """Show the media of the command line."""
-        from edgemllm.inputs.video import read_image
+        from edgemllm.inputs.images import read_image
 
         for path in images:
             with out_of_memory():

@@ -57,7 +57,8 @@ def command(chat: Chat, line: str) -> None:
     """Run one /command."""
     from edgemllm import session_file
     from edgemllm.display.line import remembered, status, strip
-    from edgemllm.inputs.video import Video, read_image
+    from edgemllm.inputs.images import read_image
+    from edgemllm.inputs.video import Video
 
     name, _, argument = line.partition(" ")
     argument = argument.strip()

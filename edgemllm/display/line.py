@@ -33,12 +33,13 @@ class Display:
         self.shown = time.monotonic()
         self.expected: int | None = None
         """Frames the running video will bring."""
+        self.paused = False
         self._live: Live | None = None
 
     def step(self, session: Session) -> None:
         """Called after every forward pass; draws at most a few times a second."""
         now = time.monotonic()
-        if self.mode == "none" or now - self.shown < (1 / HERTZ if self.mode == "live" else PLAIN_SECONDS):
+        if self.paused or self.mode == "none" or now - self.shown < (1 / HERTZ if self.mode == "live" else PLAIN_SECONDS):
             return
         self.shown = now
         text = status(session, self.device, self.expected)
@@ -48,6 +49,21 @@ class Display:
         from rich.text import Text
 
         self._start().update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def tell(self, text: str) -> None:
+        """Lines that were asked for: shown in every mode."""
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def pause(self, prompt: str) -> None:
+        """Draw no live line until `resume`, and ask for input."""
+        self.clear()
+        self.paused = True
+        print(prompt, end="", file=sys.stderr, flush=True)
+
+    def resume(self) -> None:
+        """Draw again."""
+        self.paused = False
 
     def clear(self) -> None:
         """Take the live line away, before anything else is written."""
@@ -82,7 +98,9 @@ def status(session: Session, device: str, expected: int | None = None) -> str:
     kind = " unified" if here.kind == "unified" else ""
     rates = meter.rates()
     speed = f"{rates['decode_tps']:.1f} tok/s" if meter.decode_tokens else f"{rates['prefill_tps']:.0f} tok/s in"
-    frames = f"frames {meter.frames}{f'/{expected}' if expected else ''}  " if meter.frames else ""
+    left_out = [f"{name} {count}" for name, count in (("skipped", meter.skipped), ("dropped", meter.dropped)) if count]
+    frames = f"frames {meter.frames}{f'/{expected}' if expected else ''}" if meter.frames else ""
+    frames += (f" ({', '.join(left_out)})" if left_out else "") + ("  " if meter.frames else "")
     return (
         f"{clock(meter.video_s)}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
         f"evicted {kv['evicted_tokens']}  mem {human_bytes(here.used_bytes)}/{human_bytes(here.total_bytes)}{kind}  {speed}"

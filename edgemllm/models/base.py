@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from edgemllm.cache.positions import Rope
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
 from edgemllm.inputs.detail import ANY, Detail
-from edgemllm.inputs.video import Frame
+from edgemllm.inputs.frame import Frame
 from edgemllm.policies.base import CachePolicy
 
 
@@ -47,6 +48,11 @@ class ModelFamily:
         self.detail = detail or ANY
         self.config = model.config.get_text_config()
         self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: its folder, or the architecture."""
+        return Path(self.folder).name if self.folder else str(self.model.config.model_type)
 
     # ---- the language model ------------------------------------------------------------------------------------
 
@@ -158,8 +164,13 @@ class ModelFamily:
 class Clip:
     """A video on its way in, a few frames at a time: every piece gets what the whole video at once would give it."""
 
+    counters: ClassVar[tuple[str, ...]] = ()
+    """Attributes that say where the video stands, besides `waiting`: what a saved session keeps."""
+
     def __init__(self, family: ModelFamily) -> None:
         self.family: Any = family
+        self.waiting: list[Frame] = []
+        """Frames that lack a partner."""
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk | None:
         """The next frames as a chunk at stream position `offset`; None where they wait for more."""

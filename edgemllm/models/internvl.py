@@ -14,9 +14,9 @@ from torch import Tensor
 from edgemllm.cache.chunk import Chunk
 from edgemllm.errors import UsageError
 from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.inputs.frame import Frame
 from edgemllm.inputs.pixels import PixelSpec, pixels, processor_config
 from edgemllm.inputs.tiles import best_grid
-from edgemllm.inputs.video import Frame
 from edgemllm.models.base import Clip, ModelFamily
 
 TILES = 12

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.inputs.frame import Frame
 from edgemllm.inputs.pixels import PixelSpec, anyres, pixels
-from edgemllm.inputs.video import Frame
 from edgemllm.models.base import ModelFamily
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.inputs.frame import Frame
 from edgemllm.inputs.patches import FRAME_TOKENS, PatchSpec, patches
 from edgemllm.inputs.pixels import CLIP_MEAN, CLIP_STD
-from edgemllm.inputs.video import Frame
 from edgemllm.models.base import Clip, ModelFamily
 
 HALF = (0.5, 0.5, 0.5)
@@ -129,12 +129,11 @@ class QwenClip(Clip):
     """Pairs frames, and counts them from the first one of the video, however they come."""
 
     family: QwenVLFamily
+    counters = ("interval", "start", "began", "pairs")
 
     def __init__(self, family: QwenVLFamily, interval: float | None) -> None:
         super().__init__(family)
         self.interval = interval
-        self.waiting: list[Frame] = []
-        """Frames that lack a partner."""
         self.start: int | None = None
         """Stream position of the first token."""
         self.began = 0.0

@@ -1,0 +1,75 @@
+"""OpenCV's capture of a file, camera, address or GStreamer pipeline: opened, or a clear word why not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from edgemllm.errors import MediaError
+
+
+def is_live(source: str) -> bool:
+    """Whether a source is a camera, an address or a GStreamer pipeline instead of a path."""
+    return re.fullmatch(r"/dev/video\d+", source) is not None or "://" in source or " ! " in source
+
+
+def shown(source: str) -> str:
+    """The source without the passwords it may carry."""
+    source = re.sub(r"(://[^\s:@/]*):\S*@", r"\1:***@", source)
+    return re.sub(r"((?:user-pw|passw(?:or)?d|pwd|token)=)[^&\s]+", r"\1***", source, flags=re.IGNORECASE)
+
+
+def connect(source: str, timeout: float | None = None) -> Any:
+    """An open cv2.VideoCapture; an address gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
+    if not is_live(source):
+        refuse_text(Path(source))
+    device: Any = int(source[10:]) if re.fullmatch(r"/dev/video\d+", source) else source
+    backend, settings = cv2.CAP_GSTREAMER if " ! " in source else cv2.CAP_ANY, []
+    if timeout is not None and "://" in source and cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+        # Only this backend knows the two settings, and others refuse to open with them.
+        backend, milliseconds = cv2.CAP_FFMPEG, int(1000 * timeout)
+        settings = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
+    capture = cv2.VideoCapture(device, backend, settings)
+    if not capture.isOpened():
+        raise MediaError(*why_closed(source))
+    # OpenCV 4 does not turn the picture unless asked to.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
+    return capture
+
+
+def refuse_text(path: Path) -> None:
+    """FFmpeg draws a text file as a terminal screen: refuse one, but for playlists."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read: {error.strerror}") from error
+    playlist = head.startswith((b"#EXTM3U", b"ffconcat", b"v=0"))
+    if head and not playlist and not re.search(rb"[\x00-\x08\x0e-\x1a]", head):
+        raise MediaError(f"{path} is a text file, not a video", "give it with --text, or give a video")
+
+
+def why_closed(source: str) -> tuple[str, str]:
+    """Message and hint for a source that OpenCV did not open."""
+    if " ! " in source and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        return "this OpenCV has no GStreamer (none from PyPI has)", "use the OpenCV of JetPack, or an rtsp:// address"
+    if is_live(source):
+        return f"{shown(source)} cannot be opened", "check the address, the password and the network; ls /dev/video*"
+    path = Path(source)
+    if not path.is_file():
+        return f"{path} cannot be opened as video: an mp4 cannot be piped, MPEG-TS and MKV can", "give a file"
+    size = path.stat().st_size
+    if not size:
+        return f"{path} is empty (0 bytes)", "fetch or record it again"
+    with path.open("rb") as file:
+        if file.read(12)[4:8] == b"ftyp":
+            return (
+                f"{path} ({size} bytes) has no readable index (moov): the recording or download was cut off",
+                "fetch it again, or repair it with untrunc; record to mkv, which survives a cut",
+            )
+    return f"{path} ({size} bytes) cannot be opened as video: not a video, or damaged", "check it with ffprobe"
