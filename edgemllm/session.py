@@ -85,6 +85,8 @@ class Session:
     """Media already shown in the turn that the next question closes."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
+    last: Tensor | None = field(default=None, repr=False, compare=False)
+    """(B, 1, E), the hidden state of the newest token: what predicts the next one."""
 
     def __post_init__(self) -> None:
         layers = self.family.spec.layers
@@ -113,7 +115,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
         self.cache = KVCache(self.policy, self.family.rope, [self.budget] * self.family.spec.layers)
-        self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+        self.meter, self.position, self.first, self.media, self.last = Meter(), 0, True, [], None
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -124,17 +126,25 @@ class Session:
     @torch.inference_mode()
     def feed(self, chunk: Chunk) -> Tensor:
         """Take tokens in, chunk by chunk with eviction between; logits (B, V) after the last one."""
-        hidden = None
+        if not len(chunk):
+            raise UsageError("nothing to read: the input is empty")
+        for _ in self.passes(chunk):
+            pass
+        assert self.last is not None
+        return self.family.logits(self.last)[:, 0]
+
+    @torch.inference_mode()
+    def passes(self, chunk: Chunk) -> Iterator[Tensor]:
+        """Take tokens in, and give the hidden states (B, q, E) of each forward pass; to be exhausted."""
         for part in chunk.split(self.chunk):
             started = time.perf_counter()
             hidden = forward(self.family.text_model, self.cache, part)
+            self.last = hidden[:, -1:].clone()
             self.meter.prefill_tokens += len(part)
             self.meter.prefill_s += time.perf_counter() - started
             self.on_step(self)
-        if hidden is None:
-            raise UsageError("nothing to read: the input is empty")
+            yield hidden
         self.position = chunk.next_position
-        return self.family.logits(hidden[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def watch(self, video: Iterable[Frame]) -> int:
@@ -195,7 +205,7 @@ class Session:
             if token in self.family.end_tokens or self.stopped:
                 break
             hidden = forward(self.family.text_model, self.cache, self.family.text([token], self.position))
-            logits = self.family.logits(hidden)[:, -1]
+            logits, self.last = self.family.logits(hidden)[:, -1], hidden
             self.position += 1
             self.meter.decode_tokens += 1
             self.meter.decode_s += time.perf_counter() - started

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from edgemllm.session import Meter, Session
 FORMAT = "edgemllm-session/1"
 
 
-def save(session: Session, path: Path) -> int:
-    """Write the session; returns the file's bytes. A failure leaves an earlier file as it was."""
+def save(session: Session, path: Path, notes: Mapping[str, Any] | None = None) -> int:
+    """Write the session and a caller's notes (JSON); returns the file's bytes. A failure leaves an earlier file as it was."""
     tensors = {
         f"{number}.{name}": tensor
         for number, layer in enumerate(session.cache.layers)
         for name, tensor in _tensors(layer).items()
     }
+    if session.last is not None:
+        tensors["last"] = session.last.contiguous()
     header = {
         "format": FORMAT,
         "edgemllm": __version__,
@@ -39,8 +42,10 @@ def save(session: Session, path: Path) -> int:
         "meter": dataclasses.asdict(session.meter),
         "layers": [
             {"length": layer.length, "seen": layer.seen, "evicted": layer.evicted, "scaling": layer.scaling}
+            | ({"room": layer.keys.shape[2]} if layer.is_initialized else {})
             for layer in session.cache.layers
         ],
+        "notes": dict(notes or {}),
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -55,25 +60,39 @@ def save(session: Session, path: Path) -> int:
     return path.stat().st_size
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """What `save` was given as notes. Raises MissingError and UsageError as `load` does."""
+    return dict(_header(path).get("notes", {}))
+
+
 @torch.inference_mode()
 def load(session: Session, path: Path) -> None:
     """Put a saved session into this one. Raises MissingError, and UsageError where model, policy or budget differ."""
-    if not path.is_file():
-        raise MissingError(f"no saved session {path}")
+    header = _header(path)
+    _check(session, header, path)
     try:
         with safe_open(path, framework="pt", device=str(session.family.device)) as file:
-            header = json.loads((file.metadata() or {}).get("session", "{}"))
-            if header.get("format") != FORMAT:
-                raise UsageError(f"{path} is not a session of this version ({header.get('format', 'no format')})")
-            _check(session, header, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
-    session.meter = Meter(**header["meter"])
+    session.meter, session.last = Meter(**header["meter"]), tensors.get("last")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(f"no saved session {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get("session", "{}"))
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
+    if header.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a session of this version ({header.get('format', 'no format')})")
+    return header
 
 
 def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
@@ -100,9 +119,11 @@ def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, An
     layer.seen, layer.evicted, layer.scaling = counts["seen"], counts["evicted"], counts["scaling"]
     if "keys" not in tensors:
         return
-    if not layer.is_initialized:
-        layer.lazy_initialization(tensors["keys"], tensors["values"])
     length = counts["length"]
+    if not layer.is_initialized:
+        # An unbounded layer had room for more than it held; the same room again, so that it grows at the same places.
+        room = counts.get("room", length)
+        layer.lazy_initialization(*(tensors[name][:, :, :1].expand(-1, -1, room, -1) for name in ("keys", "values")))
     for name in ("keys", "values"):
         getattr(layer, name)[:, :, :length] = tensors[name]
     for name in ("positions", "modality", "time"):
