@@ -15,6 +15,7 @@ from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from edgemllm.device.profiles import DeviceProfile
+    from edgemllm.models.base import ModelFamily
     from edgemllm.models.loading import Checkpoint
     from edgemllm.session import Session
 
@@ -62,15 +63,19 @@ class Launch:
     memory: memory.Memory
     notes: list[str] = field(default_factory=list)
 
-    def open(self, on_step: Callable[[Session], None] | None = None) -> Session:
-        """Load the weights and begin an empty session. Raises DoesNotFitError before loading anything."""
+    def open(self, on_step: Callable[[Session], None] | None = None, family: ModelFamily | None = None) -> Session:
+        """Load the weights, or take those of `family`, and begin an empty session.
+
+        Raises DoesNotFitError before loading anything.
+        """
         if not self.plan.fits:
             raise self.plan.error()
         from edgemllm.models.loading import load, quantisation_of
         from edgemllm.session import Session
 
-        with out_of_memory():
-            family = load(self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code)
+        if family is None:
+            with out_of_memory():
+                family = load(self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code)
         self.quant = quantisation_of(family.model)
         session = Session(family, self.policy, self.budget, self.chunk, self.request.system)
         if on_step is not None:

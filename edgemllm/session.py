@@ -90,6 +90,8 @@ class Session:
     """The running video, which `see` goes on with."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
+    last: Tensor | None = field(default=None, repr=False, compare=False)
+    """(B, 1, E), the hidden state of the newest token: what predicts the next one."""
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < self.policy.minimum() + 1:
@@ -117,7 +119,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything; the cache's memory stays."""
         self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
-        self.meter, self.position, self.first, self.media, self.clip = Meter(), 0, True, [], None
+        self.meter, self.position, self.first, self.media, self.clip, self.last = Meter(), 0, True, [], None, None
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -128,17 +130,25 @@ class Session:
     @torch.inference_mode()
     def feed(self, chunk: Chunk) -> Tensor:
         """Take tokens in, chunk by chunk with eviction between; logits (B, V) after the last one."""
-        hidden = None
+        if not len(chunk):
+            raise UsageError("nothing to read: the input is empty")
+        for _ in self.passes(chunk):
+            pass
+        assert self.last is not None
+        return self.family.logits(self.last)[:, 0]
+
+    @torch.inference_mode()
+    def passes(self, chunk: Chunk) -> Iterator[Tensor]:
+        """Take tokens in, and give the hidden states (B, q, E) of each forward pass; to be exhausted."""
         for part in chunk.split(self.chunk):
             started = time.perf_counter()
             hidden = forward(self.family.text_model, self.cache, part)
+            self.last = hidden[:, -1:].clone()
             self.meter.prefill_tokens += len(part)
             self.meter.prefill_s += time.perf_counter() - started
             self.on_step(self)
-        if hidden is None:
-            raise UsageError("nothing to read: the input is empty")
+            yield hidden
         self.position = chunk.next_position
-        return self.family.logits(hidden[:, -1:])[:, 0]
 
     @torch.inference_mode()
     def watch(self, video: Iterable[Frame]) -> int:
@@ -221,7 +231,7 @@ class Session:
             if token in self.family.end_tokens or self.stopped:
                 break
             hidden = forward(self.family.text_model, self.cache, self.family.text([token], self.position))
-            logits = self.family.logits(hidden)[:, -1]
+            logits, self.last = self.family.logits(hidden)[:, -1], hidden
             self.position += 1
             self.meter.decode_tokens += 1
             self.meter.decode_s += time.perf_counter() - started

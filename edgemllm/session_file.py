@@ -41,6 +41,8 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
     for number, frame in enumerate(clip.waiting if clip else []):
         tensors[f"clip.{number}"] = torch.from_numpy(frame.pixels.copy())
         waiting.append((frame.time, frame.index))
+    if session.last is not None:
+        tensors["last"] = session.last.contiguous()
     header = {
         "format": FORMAT,
         "versions": {"edgemllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
@@ -55,7 +57,10 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
         "run": dict(run or {}),
         "meter": dataclasses.asdict(session.meter),
-        "layers": [{name: getattr(layer, name) for name in COUNTS} for layer in session.cache.layers],
+        "layers": [
+            {name: getattr(layer, name) for name in COUNTS} | ({"room": layer.keys.shape[2]} if layer.is_initialized else {})
+            for layer in session.cache.layers
+        ],
         "settled": session.cache.settled,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -93,7 +98,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     session.cache.rope.step = header["step"]
     session.cache.settled = header["settled"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
-    session.meter, session.clip = Meter(**header["meter"]), None
+    session.meter, session.clip, session.last = Meter(**header["meter"]), None, tensors.get("last")
     if header["clip"] is not None:
         session.clip = session.family.video()
         for name, value in header["clip"]["counters"].items():
@@ -159,7 +164,9 @@ def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, An
     if "keys" not in tensors:
         return
     if not layer.is_initialized:
-        layer.lazy_initialization(tensors["keys"], tensors["values"])
+        # An unbounded layer had room for more than it held; the same room again, so that it grows at the same places.
+        room = counts.get("room", length)
+        layer.lazy_initialization(*(tensors[name][:, :, :1].expand(-1, -1, room, -1) for name in ("keys", "values")))
     elif layer.keys.shape[2] < length:  # trimmed by an earlier run
         layer.resize(layer.budget or length)
     for name in ("keys", "values"):

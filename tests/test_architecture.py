@@ -13,7 +13,7 @@ LEVELS = (
     {"models"},
     {"session"},
     {"session_file"},
-    {"launch", "display"},
+    {"launch", "display", "runs"},
     {"cli"},
     {"__main__"},
 )

@@ -115,9 +115,10 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import catalogue, chat, plan
+    from edgemllm.cli import catalogue, chat, perplexity, plan
 
     app.command(name="chat")(chat.chat)
+    app.command(name="perplexity")(perplexity.perplexity)
     app.command(name="plan")(plan.plan)
     app.command(name="policies")(catalogue.policies)
     app.command(name="profiles")(catalogue.profiles)

@@ -12,6 +12,7 @@ import typer
 from edgemllm.errors import UsageError, nearest
 
 MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
+TEXT, RUN = "Text", "Long runs"
 
 
 def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -66,6 +67,30 @@ Fps = Annotated[float, _option("--fps", help="Frames a second to look at.", pane
 MaxFrames = Annotated[int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)]
 Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
 End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
+Texts = Annotated[
+    list[str],
+    _option("--text", help="A file, a folder, - for standard input, wikitext103 or pg19; repeatable.", panel=TEXT),
+]
+Tokens = Annotated[str | None, _option("--tokens", help="How many to score: 4M, 250k, 1e6. [default: all]", panel=TEXT)]
+Loop = Annotated[bool, _option("--loop", help="Begin the text again where it ends.", panel=TEXT)]
+Policies = Annotated[
+    str | None,
+    _option(
+        "--policy",
+        help="One or more names of `edgemllm policies`, a,b,c, at equal KV bytes. [default: the profile's]",
+        panel=MEMORY,
+        autocompletion=complete_policy,
+    ),
+]
+CompareFull = Annotated[
+    bool, _option("--compare-full", help="Also the KL divergence from the full cache, as far as that fits.", panel=RUN)
+]
+CheckpointFile = Annotated[
+    Path | None, _option("--checkpoint", help="Write the state of the run to this file, for --resume.", panel=RUN)
+]
+CheckpointEvery = Annotated[str, _option("--checkpoint-every", help="Tokens between two checkpoints.", panel=RUN)]
+Resume = Annotated[bool, _option("--resume", help="Go on from the checkpoint, if there is one.", panel=RUN)]
+Plot = Annotated[Path | None, _option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
 System = Annotated[str | None, _option("--system", "-s", help="A system prompt.", panel=ANSWER)]
 MaxTokens = Annotated[int, _option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
 Temperature = Annotated[float, _option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]

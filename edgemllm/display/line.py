@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.device import memory
@@ -37,12 +38,16 @@ class Display:
         self._live: Live | None = None
 
     def step(self, session: Session) -> None:
-        """Called after every forward pass; draws at most a few times a second."""
+        """Called after every forward pass."""
+        self.update(lambda: status(session, self.device, self.expected))
+
+    def update(self, line: Callable[[], str]) -> None:
+        """Draw what `line` says, at most a few times a second."""
         now = time.monotonic()
         if self.paused or self.mode == "none" or now - self.shown < (1 / HERTZ if self.mode == "live" else PLAIN_SECONDS):
             return
         self.shown = now
-        text = status(session, self.device, self.expected)
+        text = line()
         if self.mode == "plain":
             self.say(text)
             return

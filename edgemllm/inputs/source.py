@@ -110,9 +110,16 @@ class Source:
                 raise UsageError(f"--no-live: {self.name} does not wait", "leave it away")
             self.offset = place["time"] if place else 0.0
             return Feed(
-                video, self.queue, live=True, arrival=True, retries=self.retries, rate=self.fps, offset=self.offset, end=self.end,
+                video,
+                self.queue,
+                live=True,
+                arrival=True,
+                retries=self.retries,
+                rate=self.fps,
+                offset=self.offset,
+                end=self.end,
                 connect=lambda: Video.open(self.source, fps=self.fps, timeout=silence),
-            )  # fmt: skip
+            )
         self.video = video
         if same:
             video.go_on_after(place["time"] - self.offset)

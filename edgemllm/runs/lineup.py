@@ -1,0 +1,71 @@
+"""Several policies side by side: the same bytes of KV cache, the same chunks, one set of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from edgemllm.errors import UsageError
+from edgemllm.launch import Launch, Request, prepare
+
+
+def line_up(request: Request, names: Sequence[str], tokens: int | None) -> list[Launch]:
+    """A launch for each policy, over an input of `tokens`.
+
+    One policy gets what `--kv-budget` says. Several get the same bytes: those of the budget's tokens when nothing but
+    keys, values and positions is kept, so that a policy which also keeps notes or queries gets fewer tokens. A policy
+    that never evicts runs as far as these bytes go, or memory where no budget was given.
+    Raises as `prepare` does.
+    """
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UsageError(f"--policy names {', '.join(sorted(repeated))} twice", "each policy once")
+    settings = _settings(request.settings, names)
+    known = None if tokens is None else tokens + 1  # the first is read, not scored
+
+    def of(name: str, budget: str, length: int | None) -> Launch:
+        asked = dataclasses.replace(request, policy=name, settings=settings.get(name, ()), kv_budget=budget)
+        return prepare(asked, lambda config: length)
+
+    if len(names) == 1:
+        return [of(names[0], request.kv_budget, known)]
+    shared = f"{of('window', request.kv_budget, known).plan.kv_bytes}b"
+    launches = []
+    for name in names:
+        bounded = _policy(name).bounded
+        unlimited = not bounded and request.kv_budget.strip().lower() in ("", "auto")
+        launches.append(of(name, "auto" if unlimited else shared, known if bounded else None))
+    chunk = min(launch.chunk for launch in launches)
+    for launch in launches:
+        launch.chunk = chunk
+    return launches
+
+
+def limit(launch: Launch) -> int | None:
+    """Tokens a layer that a cache without bound may grow to in the memory there is."""
+    return launch.plan.kv_budget_tokens if launch.budget is None else None
+
+
+def _settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """`key=value` for every policy that has the key, `policy.key=value` for that one."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        place, _, value = setting.partition("=")
+        policy, dot, key = place.rpartition(".")
+        if dot and policy not in found:
+            raise UsageError(f"--set {setting}: {policy} is not among the policies", f"--policy {','.join([*names, policy])}")
+        takers = [policy] if dot else [name for name in names if key.strip().replace("-", "_") in _fields(name)]
+        for name in takers or names[:1]:  # nobody takes it: the first policy says so
+            found[name].append(f"{key}={value}" if "=" in setting else setting)
+    return found
+
+
+def _fields(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields(_policy(name))}
+
+
+def _policy(name: str) -> Any:
+    from edgemllm import policies
+
+    return policies.find(name)
