@@ -153,7 +153,7 @@ class Session:
     @torch.inference_mode()
     def watch(self, video: Iterable[Frame]) -> int:
         """Show a video's frames as they come; returns how many. The next `ask` closes the turn."""
-        self._open_video(getattr(video, "interval", None))
+        self.begin(getattr(video, "interval", None))
         frames = iter(video)
         shown = 0
         while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
@@ -162,13 +162,16 @@ class Session:
         self._close()
         return shown
 
+    def begin(self, interval: float | None = None) -> Clip:
+        """Open a video that `see` goes on with, its frames `interval` seconds apart where the source keeps to one."""
+        self._open("video")
+        self.clip = self.family.video(interval)
+        return self.clip
+
     @torch.inference_mode()
     def see(self, frames: Sequence[Frame], interval: float | None = None) -> None:
-        """Show the next frames (at most FRAMES_AT_ONCE) of a video without a known end. The next `ask` closes the turn.
-
-        `interval`: seconds between frames, where the source keeps to one; asked for with the first frames only.
-        """
-        clip = self.clip or self._open_video(interval)
+        """Show the next frames (at most FRAMES_AT_ONCE) of a video; the first ones `begin` it. The next `ask` ends it."""
+        clip = self.clip or self.begin(interval)
         started = time.perf_counter()
         chunk = clip.frames(frames, self.position)
         if chunk is not None:
@@ -204,11 +207,6 @@ class Session:
         if piece:
             self.feed(self._text(piece))
         self.media.append(kind)
-
-    def _open_video(self, interval: float | None) -> Clip:
-        self._open("video")
-        self.clip = self.family.video(interval)
-        return self.clip
 
     def _close(self) -> None:
         """End the running video."""

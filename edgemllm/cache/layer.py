@@ -178,24 +178,26 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return [self.keys, self.values, *(buffer[..., None] for buffer in scalars)]
 
     def _make_room(self, count: int) -> None:
+        if self.budget is not None and self.length + count > self.budget:
+            self._evict(self.budget, count)
         have, wanted = self.keys.shape[2], self.length + count
-        if self.budget is None or wanted <= self.budget:
-            if wanted > have:
-                more = max(GROWTH, have // 2, wanted - have)
-                self._reallocate(have + more if self.budget is None else min(have + more, self.budget))
-            return
+        if wanted > have:
+            more = max(GROWTH, have // 2, wanted - have)
+            self._reallocate(have + more if self.budget is None else min(have + more, self.budget))
+
+    def _evict(self, budget: int, count: int) -> None:
         if not self.policy.bounded:
             raise OutOfMemoryError(
                 f"policy full holds {self.length} tokens a layer and never evicts, {count} more exceed "
-                f"the KV budget of {self.budget}",
+                f"the KV budget of {budget}",
                 "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
             )
-        size = self.budget - max(count, self.policy.slack)
+        size = budget - max(count, self.policy.slack)
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
-        size = min(max(size, min(self.policy.minimum(), self.budget - count)), self.length)
+        size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.streamed = self.streamed or self.policy.one_shot
         self.policy.compress(self, size)
-        assert self.length + count <= self.budget, "the policy kept more than it was told to"
+        assert self.length + count <= budget, "the policy kept more than it was told to"
 
     def trim(self) -> None:
         """Give back the memory beyond the live slots; the layer grows again as it needs, up to its budget."""

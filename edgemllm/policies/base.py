@@ -96,7 +96,8 @@ class CachePolicy:
         if first:
             # Slots stay in temporal order and protected ones are never evicted, so these are always the stream's first.
             score[..., :first] = torch.inf
-        return score.topk(size, dim=-1).indices.sort(dim=-1).values
+        # Stable: of equal scores the older survives, on every device.
+        return score.sort(dim=-1, descending=True, stable=True).indices[..., :size].sort(dim=-1).values
 
     def compress(self, layer: CacheLayer, size: int) -> None:
         """Reduce the layer to `size` slots."""

@@ -2,7 +2,7 @@
 
 A cached token j is worth
 
-    S_j = M_j (1 - max(0, max_{i > j} cos(k_i, k_j)))
+    S_j = M_j (1 - max(0, max_{i > j} cos(k_i, k_j)))        over keys i that were ever cached beside j
 
 M_j, its *memory*, is the largest attention that any query ever paid to it, over all query heads that share its KV head: the
 maximum, because a fact is looked at once and sharply, and remembered, because the look passes. The second factor is its

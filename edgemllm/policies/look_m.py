@@ -35,7 +35,7 @@ class LookM(OneShot):
     """How dropped tokens are folded in (the paper's best: pivot); none drops them."""
 
     merge_keys: bool = True
-    """Fold keys too. Sound for unrotated keys, as here; false folds values only."""
+    """Fold keys too, where positions are 1-D; under M-RoPE, or if false, values only."""
 
     keep_text: bool = True
     """All text before any image token (released code); false: text competes with its prior."""
@@ -58,7 +58,7 @@ class LookM(OneShot):
 
     def compress(self, layer: CacheLayer, size: int) -> None:
         kept = self.choose(layer, size)
-        merge(layer, kept, self.merge, keys=self.merge_keys)
+        merge(layer, kept, self.merge, keys=self.merge_keys and layer.rope.axes == 1)
         layer.keep(kept)
 
 

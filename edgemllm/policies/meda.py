@@ -53,7 +53,7 @@ class Meda(OneShot):
     """How dropped tokens are folded in."""
 
     merge_keys: bool = True
-    """Fold keys too; set false for models with M-RoPE, where averaged keys have no one place."""
+    """Fold keys too, where positions are 1-D; under M-RoPE an averaged key has no one place, and only values are folded."""
 
     as_released: bool = False
     """The released code's departures from the paper, all at once."""
@@ -92,7 +92,7 @@ class Meda(OneShot):
 
     def compress(self, layer: CacheLayer, size: int) -> None:
         kept = self.choose(layer, size)
-        merge(layer, kept, self.merge, keys=self.merge_keys, filtered=self.as_released)
+        merge(layer, kept, self.merge, keys=self.merge_keys and layer.rope.axes == 1, filtered=self.as_released)
         layer.keep(kept)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:

@@ -1,0 +1,99 @@
+"""Recall as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgemllm.errors import EdgeError
+
+HEAD = (
+    "policy",
+    "KV tokens",
+    "between",
+    "asked",
+    "old facts",
+    "recent",
+    "not told: refused",
+    "told: refused",
+    "held",
+    "against",
+)
+
+
+def percent(found: Mapping[str, Any] | None) -> str:
+    """A share with its standard error, both in percent."""
+    if not found or found["share"] is None:
+        return "–"
+    error = f" ± {100 * found['error']:.0f}" if found["error"] is not None else ""
+    return f"{100 * found['share']:.0f}{error}"
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, shares in percent: what a terminal shows and a report takes over."""
+    rows = [
+        (
+            run["policy"],
+            run["kv_budget"],
+            str(run["kv_budget_tokens"] or "∞"),
+            run["between"],
+            run["protocol"],
+            percent(run["old"]),
+            percent(run["recent"]),
+            percent(run["refused_unseen"]),
+            percent(run["refused_told"]),
+            "–" if run["held"] is None else f"{100 * run['held']:.0f}",
+            _difference(run["against"]),
+        )
+        for run in runs
+    ]
+    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in (HEAD, *rows)
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if not found or found["difference"] is None or found["error"] is None:
+        return "–"
+    return f"{100 * found['difference']:+.0f} ± {100 * found['error']:.0f}"
+
+
+def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Recall over distance, one line a policy; a panel for every budget and kind of footage."""
+    from matplotlib.figure import Figure
+
+    budgets = list(dict.fromkeys(run["kv_budget"] for run in runs))
+    kinds = list(dict.fromkeys((run["between"], run["protocol"]) for run in runs))
+    names = list(dict.fromkeys(run["policy"] for run in runs))
+    figure = Figure(figsize=(4.2 * len(kinds) + 1.6, 2.8 * len(budgets) + 0.6), layout="constrained")
+    panels = figure.subplots(len(budgets), len(kinds), sharex=True, sharey=True, squeeze=False)
+    for run in runs:
+        axes = panels[budgets.index(run["kv_budget"])][kinds.index((run["between"], run["protocol"]))]
+        points = [point for point in run["by_distance"] if point["share"] is not None]
+        style = {"oracle": ":", "random": ":", "window": "--"}.get(run["policy"], "-")
+        axes.errorbar(
+            [point["distance_tokens"] for point in points],
+            [100 * point["share"] for point in points],
+            yerr=[100 * (point["error"] or 0) for point in points],
+            label=run["policy"], color=f"C{names.index(run['policy']) % 10}", linestyle=style, linewidth=1.4, elinewidth=0.6,
+            marker="o" if names.index(run["policy"]) < 10 else "s", markersize=3,
+        )  # fmt: skip
+        axes.set_title(f"{run['between']}, asked: {run['protocol']}, KV {run['kv_budget']}", fontsize="small")
+        axes.grid(visible=True, linewidth=0.3)
+        axes.set_ylim(-3, 103)
+    for row in panels:
+        row[0].set_ylabel("recall, %")
+    for axes in panels[-1]:
+        axes.set_xlabel("tokens between fact and question")
+    figure.suptitle(title, fontsize="medium")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize="small")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise EdgeError(
+            f"cannot write the plot {path}: {error.strerror}", "the same run with --json and another place"
+        ) from error

@@ -1,0 +1,38 @@
+"""random: a control that keeps a uniform sample of the stream, the same in every layer.
+
+Every token draws a priority when it comes, from its place in the stream; the highest priorities stay, which is reservoir
+sampling. A policy that does no better has learnt nothing from attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.policies.base import CachePolicy
+
+PRIME = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Random(CachePolicy):
+    """A sample by priorities, and the newest tokens."""
+
+    seed: int = 1
+    """Of the priorities."""
+
+    recent: int = 32
+    """Newest tokens that are always kept."""
+
+    def minimum(self) -> int:
+        return self.recent + 1
+
+    def score(self, layer: CacheLayer) -> Tensor:
+        # Two rounds of a multiplicative congruential generator: neighbours and seeds are far apart.
+        place = layer.positions[0, ..., : layer.length].long() + 7919 * (self.seed + 1)
+        return (place * 48271 % PRIME * 16807 % PRIME).float()
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return 0, self.recent

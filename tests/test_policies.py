@@ -1,0 +1,234 @@
+"""Every published policy against its formulas: a straight-line reference, and the numbers that can be computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import pytest
+import straight_line as reference
+import torch
+from tiny import TEXT, llama, random_ids
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgemllm import policies
+from edgemllm.cache.attention import NAME, forward
+from edgemllm.cache.chunk import Modality
+from edgemllm.cache.merging import merge
+from edgemllm.policies.base import fit
+from edgemllm.policies.h2o import H2O
+from edgemllm.policies.look_m import LookM
+from edgemllm.policies.meda import entropy, shares
+from edgemllm.policies.pyramidkv import schedule
+from edgemllm.policies.random import Random
+
+pytestmark = pytest.mark.usefixtures("inference")
+LENGTH, BUDGET = 90, 32
+
+# Attention entropy of 32 layers on four data sets, read from the vector graphics of the MEDA repository.
+ENTROPIES = {
+    "CLEVR-Change": """5.85 5.84 2.65 1.89 1.94 2.00 2.00 2.19 2.29 2.26 2.46 2.51 2.44 2.56 2.67 2.35 2.21 2.18 1.80 1.79 1.92
+        1.55 1.69 1.81 1.92 2.01 1.89 1.79 1.98 2.32 2.06 2.76""",
+    "WikiVQA": """6.74 6.46 2.63 2.06 2.10 2.20 2.30 2.56 2.62 2.61 2.83 2.92 2.85 2.91 2.85 2.64 2.51 2.50 2.03 2.13 2.28 1.78
+        1.91 1.91 2.10 2.04 2.13 1.88 2.10 2.34 2.02 3.10""",
+    "Spot-the-Diff": """5.86 5.85 2.44 1.81 1.88 2.00 2.08 2.45 2.44 2.51 2.60 2.58 2.59 2.79 2.68 2.36 2.35 2.24 1.88 1.92 2.18
+        1.69 1.74 1.70 1.80 1.80 1.94 1.76 1.95 2.23 2.02 2.77""",
+    "MovingDirection": """6.67 6.72 2.72 1.89 1.95 1.98 2.00 2.31 2.37 2.31 2.54 2.80 2.65 2.81 3.06 2.55 2.42 2.37 1.90 1.90
+        2.08 1.63 1.74 1.91 2.02 2.08 1.98 1.79 2.06 2.45 2.07 2.99""",
+}
+# First layer's and median layer's share at rho 0.2 before the clamp; mean share after it at rho 0.2 and 0.1.
+SHARES = {
+    "CLEVR-Change": (2.32, 0.056, 0.118, 0.090),
+    "WikiVQA": (2.97, 0.036, 0.100, 0.081),
+    "Spot-the-Diff": (2.30, 0.059, 0.120, 0.091),
+    "MovingDirection": (2.62, 0.030, 0.094, 0.078),
+}
+
+
+def replayed(policy, size: int, budget: int = BUDGET):
+    """A policy's first layer over a random stream of text and vision, and the raw stream for the reference."""
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(LlamaConfig(**{**TEXT, "num_hidden_layers": 1})).eval()
+    tiny = llama()
+    tiny.model, tiny.family.model = model, model
+    # Every token once: equal keys would make equal likenesses, and any choice right.
+    chunk = tiny.text_chunk(torch.randperm(LENGTH)[None])
+    vision = torch.zeros(LENGTH, dtype=torch.bool)
+    vision[10:40], vision[55:80] = True, True
+    modality = torch.where(vision, Modality.VISION, Modality.TEXT).to(torch.uint8)[None]
+    chunk = dataclasses.replace(chunk, modality=modality)
+    tiny.use(NAME)
+    cache = tiny.new_cache(policy, [budget])
+    for part in chunk.split(size):
+        forward(tiny.text, cache, part)
+    block = model.model.layers[0]
+    hidden = block.input_layernorm(chunk.embeds)[0]
+
+    def heads(projection) -> torch.Tensor:
+        return projection(hidden).unflatten(-1, (-1, block.self_attn.head_dim)).transpose(0, 1)
+
+    attention = block.self_attn
+    stream = reference.Stream(
+        heads(attention.q_proj), heads(attention.k_proj), heads(attention.v_proj), vision, torch.full((LENGTH,), torch.nan)
+    )
+    return cache.layers[0], stream
+
+
+CASES = {
+    "window": ("window", [], reference.newest(), "none"),
+    "streaming-llm": ("streaming-llm", [], reference.newest(4), "none"),
+    "h2o": ("h2o", [], reference.h2o(0.5), "none"),
+    "h2o, few recent": ("h2o", ["recent=0.25"], reference.h2o(0.25), "none"),
+    "snapkv": ("snapkv", ["window=4"], reference.snapkv(4, 5, "avg"), "none"),
+    "snapkv, max": ("snapkv", ["window=4", "kernel=7", "pooling=max"], reference.snapkv(4, 7, "max"), "none"),
+    "pyramidkv": ("pyramidkv", ["window=4"], reference.snapkv(4, 5, "avg"), "none"),
+    "inf-mllm": (
+        "inf-mllm",
+        ["window=4", "sinks=2", "slack=2", "bias=0.01", "recent=0.25", "shared_heads=true"],
+        reference.inf_mllm(4, 0.01, 0.25, 2, BUDGET, True),
+        "none",
+    ),
+    "inf-mllm, per head": (
+        "inf-mllm",
+        ["window=4", "sinks=2", "slack=2", "bias=0", "recent=0.5", "shared_heads=false"],
+        reference.inf_mllm(4, 0.0, 0.5, 2, BUDGET, False),
+        "none",
+    ),
+    "look-m, average": ("look-m", ["merge=average"], reference.text_first(0.5, True), "average"),
+    "look-m, pivot": ("look-m", ["merge=pivot"], reference.text_first(0.5, True), "pivot"),
+    "look-m, weighted": ("look-m", ["merge=weighted", "keep_text=false"], reference.text_first(0.5, False), "weighted"),
+    "meda": ("meda", [], reference.text_first(0.75, False), "average"),
+    "edge": ("edge", ["recent=4", "slack=2"], reference.edge(4), "none"),
+}
+
+
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("case", CASES)
+def test_a_policy_keeps_and_merges_what_its_formulas_say(case: str, size: int) -> None:
+    name, settings, choose, how = CASES[case]
+    policy = policies.build(name, settings)
+    layer, stream = replayed(policy, size)
+    heads = reference.replay(stream, size, BUDGET, policy.minimum(), policy.slack, choose, how)
+    for number, head in enumerate(heads):
+        live = slice(layer.length)
+        assert layer.positions[0, 0, number, live].tolist() == head.place
+        torch.testing.assert_close(layer.keys[0, number, live], head.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(layer.values[0, number, live], head.values, atol=1e-5, rtol=1e-4)
+
+
+def test_h2o_mass_is_the_number_of_queries_where_nothing_left() -> None:
+    layer, _ = replayed(H2O(), 7, budget=LENGTH)
+    torch.testing.assert_close(layer.slot("mass").sum(-1), torch.full((1, 2), float(LENGTH)))
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_meda_shares_of_the_published_entropies(name: str) -> None:
+    found = [float(number) for number in ENTROPIES[name].split()]
+    first, median, clamped, at_a_tenth = SHARES[name]
+    raw = shares(found, 0.2)
+    assert raw[0] == pytest.approx(first, abs=0.005)
+    assert statistics.median(raw) == pytest.approx(median, abs=0.001)
+    assert sum(raw) == pytest.approx(32 * 0.2)
+    for rho, mean in ((0.2, clamped), (0.1, at_a_tenth)):
+        cut = [min(max(share, 0.01), 1.0) for share in shares(found, rho)]
+        assert statistics.mean(cut) == pytest.approx(mean, abs=0.001)
+        prompt = 1000
+        total = round(rho * prompt) * 32
+        released = fit([share * prompt for share in cut], total, 1, spread=False)
+        assert statistics.mean(released) / prompt == pytest.approx(mean, abs=0.002)
+        filled = fit([share * prompt for share in shares(found, rho)], total, 1, ceiling=prompt)
+        assert max(filled) == prompt
+        assert total - 32 <= sum(filled) <= total
+
+
+def test_equal_entropies_give_every_layer_the_same() -> None:
+    assert shares([2.5] * 7, 0.2) == pytest.approx([0.2] * 7)
+    assert fit([share * 500 for share in shares([2.5] * 7, 0.2)], 700, 8) == [100] * 7
+
+
+def test_entropy_of_known_distributions() -> None:
+    assert entropy(torch.full((8,), 1 / 8)).item() == pytest.approx(2.0794, abs=1e-4)
+    assert entropy(torch.tensor([1.0, 0, 0])).item() == 0
+
+
+@pytest.mark.parametrize("layers", [2, 24, 32])
+def test_pyramidkv_schedule(layers: int) -> None:
+    base, beta = 480, 20
+    low = base // beta
+    high = 2 * base - low
+    step = (high - low) // (layers - 1)
+    assert schedule(base, layers, beta) == [high - number * step for number in range(layers)]
+    assert sum(schedule(base, layers, beta)) / layers == pytest.approx(base, rel=0.05)
+
+
+def test_fit_respects_floor_ceiling_and_total() -> None:
+    assert fit([100, 10, 1], 60, 8) == pytest.approx([44, 8, 8], abs=1)
+    assert fit([1000, 10, 10], 120, 5, ceiling=80)[0] == 80
+    assert sum(fit([3.7, 9.2, 5.5], 1000, 1)) <= 1000
+    with pytest.raises(ValueError, match="do not fit"):
+        fit([1, 1, 1], 10, 8)
+
+
+class TestMerging:
+    """The identities of LOOK-M's and MEDA's merging."""
+
+    def layer(self, keys: torch.Tensor, values: torch.Tensor):
+        layer, _ = replayed(LookM(), 30, budget=LENGTH)
+        count = keys.shape[0]
+        layer.length = count
+        layer.keys[0, :, :count], layer.values[0, :, :count] = keys, values
+        return layer
+
+    def test_nothing_dropped_changes_nothing(self) -> None:
+        keys, values = torch.randn(6, 16), torch.randn(6, 16)
+        layer = self.layer(keys, values)
+        for how in ("average", "pivot", "weighted"):
+            merge(layer, torch.arange(6).view(1, 1, -1), how)
+            assert torch.equal(layer.keys[0, 0, :6], keys)
+            assert torch.equal(layer.values[0, 0, :6], values)
+
+    @pytest.mark.parametrize(("how", "share"), [("average", 1 / 2), ("pivot", 1 / 4), ("weighted", 1 / 2)])
+    def test_a_twin_key_stays_and_its_value_is_averaged(self, how: str, share: float) -> None:
+        keys, values = torch.randn(4, 16), torch.randn(4, 16)
+        keys[3] = keys[1]
+        layer = self.layer(keys, values)
+        merge(layer, torch.arange(3).view(1, 1, -1), how)
+        torch.testing.assert_close(layer.keys[0, 0, :3], keys[:3])
+        torch.testing.assert_close(layer.values[0, 0, 1], (1 - share) * values[1] + share * values[3])
+        assert torch.equal(layer.values[0, 0, 0], values[0])
+
+    def test_values_alone(self) -> None:
+        keys, values = torch.randn(5, 16), torch.randn(5, 16)
+        layer = self.layer(keys, values)
+        merge(layer, torch.arange(3).view(1, 1, -1), "average", keys=False)
+        assert torch.equal(layer.keys[0, 0, :3], keys[:3])
+        assert not torch.equal(layer.values[0, 0, :3], values[:3])
+
+
+@pytest.mark.parametrize("name", [name for name in policies.names() if policies.find(name).one_shot])
+def test_rho_keeps_that_share_of_a_prompt_and_gives_the_rest_back(name: str) -> None:
+    """What the papers report as memory: after one prompt, kept tokens and live bytes shrink to rho."""
+    tiny = llama()
+    small = ["window=8"] if "kv" in name else []
+    policy = policies.build(name, ["rho=0.2", *small])
+    cache = tiny.family.new_cache(policy, 400, 50)
+    tiny.use(NAME)
+    for part in tiny.text_chunk(random_ids(300)).split(50):
+        forward(tiny.text, cache, part)
+    before = cache.nbytes
+    policy.after_prefill(cache)
+    assert sum(layer.length for layer in cache.layers) <= 0.2 * 300 * 3
+    assert cache.nbytes <= 0.25 * before
+    for part in tiny.text_chunk(random_ids(500), 300).split(50):  # and the stream goes on within the budget
+        forward(tiny.text, cache, part)
+        assert sum(layer.length for layer in cache.layers) <= 400 * 3
+
+
+def test_random_keeps_an_even_sample() -> None:
+    kept = torch.zeros(90)
+    for seed in range(60):
+        layer, _ = replayed(Random(seed=seed, recent=4), 6)
+        kept[layer.positions[0, 0, 0, : layer.length].long()] += 1
+    halves = kept[:40].mean(), kept[40:80].mean()
+    assert halves[0] == pytest.approx(halves[1], rel=0.25)
+    assert (kept[:80] > 0).all()
