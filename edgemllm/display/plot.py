@@ -12,12 +12,12 @@ from edgemllm.errors import EdgeError, MissingError, UsageError
 ENDINGS = (".png", ".svg", ".pdf")
 
 
-def check(path: Path) -> None:
+def check(path: Path, option: str = "--plot") -> None:
     """Raise before a long run what would otherwise be found behind it: no matplotlib, no folder, no such format."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'edgemllm[plot]'")
+        raise UsageError(f"{option} needs matplotlib, which is not installed", "pip install 'edgemllm[plot]'")
     if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--plot {path}: the ending says no format", f"one of {', '.join(ENDINGS)}")
+        raise UsageError(f"{option} {path}: the ending says no format", f"one of {', '.join(ENDINGS)}")
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} for the plot", f"mkdir -p {path.parent}")
 

@@ -68,9 +68,10 @@ class Meda(OneShot):
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         layer.slot("mass").add_(attention.unflatten(1, (layer.keys.shape[1], -1)).mean(2).sum(2))
         if layer.evicted == 0:  # heads that have chosen differently have no common columns any more
-            self._observe_entropy(layer, attention)
+            self.observe_entropy(layer, attention)
 
-    def _observe_entropy(self, layer: CacheLayer, attention: Tensor) -> None:
+    def observe_entropy(self, layer: CacheLayer, attention: Tensor) -> None:
+        """Sum the entropies of rows of (B, H, q, L) into the layer's `stats`."""
         modality = layer.modality[0, 0, : layer.length]
         own = modality[layer.rows]
         text, vision = modality == Modality.TEXT, modality == Modality.VISION
