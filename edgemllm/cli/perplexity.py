@@ -163,6 +163,7 @@ class Perplexity:
             session_file.load(session, self.checkpoint.path)
             run.restore(state)
             self.output.say(f"{run.policy}: going on from {run.sums.tokens} tokens")
+            self.output.told(run)
             self.checkpoint.written = run.sums.tokens
         run.go(self._pause)
         reference = not launch.policy.bounded and len(self.launches) > 1

@@ -24,7 +24,6 @@ class Checkpoint:
         self.identity: dict[str, Any] = {}
         self.written = 0
         """Tokens of the current run when the file was written last, or could not be."""
-        self.failures = 0
         if not path.parent.is_dir():
             raise MissingError(f"no folder {path.parent} for the checkpoint", f"mkdir -p {path.parent}")
         if path.is_dir():
@@ -58,7 +57,6 @@ class Checkpoint:
         notes = {"identity": self.identity, "finished": list(finished), "state": state}
         try:
             session_file.save(run.session, self.path, notes)
-        except EdgeError as error:
-            self.failures += 1
-            return error.message
+        except (EdgeError, OSError) as error:
+            return error.message if isinstance(error, EdgeError) else f"cannot write {self.path}: {error.strerror}"
         return None
