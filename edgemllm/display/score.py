@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def progress(run: Run, size: int | None, later: int) -> tuple[str, str]:
 def course(run: Run) -> str:
     """The perplexity of the latest windows as small bars, each a twelfth higher or lower; empty before there are two."""
     points = [START, *run.curve.points][-COURSE - 1 :]
-    means = [(b.nll - a.nll) / (b.tokens - a.tokens) for a, b in zip(points, points[1:], strict=False)]
+    means = [(b.nll - a.nll) / (b.tokens - a.tokens) for a, b in itertools.pairwise(points)]
     if len(means) < 2:
         return ""
     middle = sorted(means)[len(means) // 2]

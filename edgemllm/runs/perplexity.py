@@ -61,6 +61,8 @@ class Run:
         self.failure: EdgeError | None = None
         """Why it ended early."""
         self.ended = False
+        self.broken = False
+        """A pass has failed and left a cache that nothing can go on from."""
 
     def go(self, pause: Callable[[Run], bool]) -> None:
         """Score until the end, a failure, or until `pause`, asked between chunks, says so."""
@@ -85,10 +87,12 @@ class Run:
         if not ids:
             self._end(short=want > 0)
             return False
+        self.broken = True
         found = losses(self.session, ids)
         total = sums.nll + found.cumsum(0)
         if len(found) and not math.isfinite(float(total[-1])):
             raise EdgeError(f"the loss is not a number after {sums.tokens} tokens: the model overflows", "--dtype float32")
+        self.broken = False
         sizes = sizes[len(ids) - len(found) :]
         before = dataclasses.replace(sums)
         self._count(ids)
