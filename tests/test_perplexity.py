@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import math
 from pathlib import Path
@@ -87,7 +88,7 @@ def straight_line(model: Any, ids: list[int], budget: int, sinks: int) -> Tensor
 
     caches: list[list[tuple[Tensor, Tensor]]] = [[] for _ in decoder.layers]
     found = []
-    for token, following in zip(ids, ids[1:], strict=False):
+    for token, following in itertools.pairwise(ids):
         hidden = decoder.embed_tokens(torch.tensor([token]))
         for layer, cache in zip(decoder.layers, caches, strict=True):
             attend, normed = layer.self_attn, layer.input_layernorm(hidden)

@@ -49,8 +49,8 @@ def command(*arguments: object, code: int = 0, stdin: str | None = None) -> Resu
 def digits(output: str) -> list[Any]:
     """Everything in a JSON result that must not depend on interruptions."""
     return [
-        (run["policy"], run["tokens"], run["nll_nats"], run["bytes"], run["perplexity"], run["kv"]["bytes"], run["notes"])
-        + tuple((point["tokens"], point["nll_nats"], point["bytes"]) for point in run["curve"])
+        {name: run[name] for name in ("policy", "tokens", "nll_nats", "bytes", "perplexity", "notes", "compare_full")}
+        | {"curve": [(point["tokens"], point["nll_nats"], point["bytes"], point["kv_bytes"]) for point in run["curve"]]}
         for run in json.loads(output)["runs"]
     ]
 
@@ -61,7 +61,7 @@ def test_kill_9_at_a_random_moment_changes_no_digit(tmp_path: Path) -> None:
     saving = [*options, "--checkpoint", tmp_path / "run.edge", "--checkpoint-every", 100]
     alone = digits(command(*options, "--json").stdout)
     killed = 0
-    for attempt in range(2):
+    for _ in range(2):
         with subprocess.Popen(
             [sys.executable, "-m", "edgemllm", "perplexity", *map(str, saving), "--jsonl", "--resume"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

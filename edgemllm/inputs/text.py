@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -80,6 +81,8 @@ class StandardInput:
     def __init__(self, again: bool) -> None:
         self.stream: BinaryIO = sys.stdin.buffer
         self.kept: Any = tempfile.TemporaryFile() if again else None
+        if again:
+            weakref.finalize(self, self.kept.close)
 
     def blocks(self) -> Iterator[bytes]:
         """What was read before, then what is still to come."""
