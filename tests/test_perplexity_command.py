@@ -19,6 +19,7 @@ from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
+from edgemllm.inputs import tokens
 from edgemllm.runs.perplexity import Run
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
@@ -37,7 +38,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short(small: Path) -> list[str]:
     """A run of some seconds at most, in chunks of 20."""
-    return ["--model", str(small), "--text", str(LICENSE), "--tokens", "1500", "--kv-budget", "64", "--chunk", "20"]
+    return ["--model", str(small), "--text", str(LICENSE), "--tokens", "1500", "--kv-budget", "96", "--chunk", "20"]
 
 
 def command(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:
@@ -55,6 +56,7 @@ def digits(output: str) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_moment_changes_no_digit(tmp_path: Path) -> None:
     """The demo model under two policies; killed somewhere between the first checkpoint and the end, then once more."""
     options = ["--text", LICENSE, "--tokens", 900, "--policy", NAMES, "--kv-budget", 128, "--chunk", 30]
@@ -65,7 +67,7 @@ def test_kill_9_at_a_random_moment_changes_no_digit(tmp_path: Path) -> None:
         with subprocess.Popen(
             [sys.executable, "-m", "edgemllm", "perplexity", *map(str, saving), "--jsonl", "--resume"],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         ) as process:  # fmt: skip
             assert process.stdout is not None
             moment = random.randint(1, 6)
@@ -129,7 +131,7 @@ def test_full_disk_is_said_and_the_run_goes_on(short: list[str], tmp_path: Path)
 
 def test_resume_refuses_another_run_and_keeps_automatic_budgets(short: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "run.edge"
-    automatic = [option for option in short if option not in ("--kv-budget", "64")]
+    automatic = [option for option in short if option not in ("--kv-budget", "96")]
     saving = [*automatic, "--policy", NAMES, "--json", "--checkpoint", path]
     first = digits(command(*saving).stdout)
     assert "exists already" in command(*saving, code=2).stderr
@@ -154,7 +156,8 @@ def test_resume_refuses_another_text(short: list[str], tmp_path: Path, monkeypat
     assert "the text is not the one of the checkpoint" in command(*saving, "--resume", code=2).stderr
 
 
-def test_a_text_that_ends_or_breaks_loses_nothing_that_was_computed(short: list[str], tmp_path: Path) -> None:
+def test_a_text_that_ends_or_breaks_loses_nothing_that_was_computed(short: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tokens, "PIECE", 100)
     short[3] = "-"
     done = command(*short, "--json", stdin="a b c d e f " * 50, code=3)
     assert json.loads(done.stdout)["runs"][0]["tokens"] == 599
@@ -221,7 +224,7 @@ def test_events_are_told_once_and_end_with_the_exit_code(short: list[str]) -> No
     assert [events[0]["event"], events[-2]["event"]] == ["start", "run"]
     assert events[-1] == {"schema": "edgemllm/1", "event": "end", "exit_code": 0}
     told = [event["tokens"] for event in events if event["event"] == "point"]
-    assert told == [point["tokens"] for point in events[-2]["curve"]]
+    assert told == [point["tokens"] for point in events[-2]["curve"]][:-1]
     assert all(event["chunk"] == 20 for event in events if event["event"] == "point")
 
 
@@ -254,6 +257,6 @@ def test_the_plot_has_a_line_for_each_policy_on_a_log_axis(short: list[str], tmp
     above, middle, below = drawn[0].axes
     assert above.get_yscale() == "log"
     labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert labels == ["full", "window", "inf-mllm"] or labels == ["full (stopped)", "window", "inf-mllm"]
+    assert labels == ["full (stopped)", "window", "inf-mllm"]
     assert [above.get_ylabel(), middle.get_ylabel(), below.get_ylabel()] == ["perplexity", "MiB", "tokens/s"]
     assert any("trained length 512" in text.get_text() for text in above.texts)

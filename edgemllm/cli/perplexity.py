@@ -167,6 +167,8 @@ class Perplexity:
             self.output.told(run)
             self.checkpoint.written = run.sums.tokens
         run.go(self._pause)
+        if run.failure is not None and not run.sums.fed:
+            raise run.failure
         reference = not launch.policy.bounded and len(self.launches) > 1
         final = run.ended or (reference and run.failure is not None)
         done = run.as_json(launch.device)
