@@ -16,7 +16,7 @@ from edgemllm.runs.curve import START, perplexity
 if TYPE_CHECKING:
     from edgemllm.runs.perplexity import Run
 
-BAR, COURSE = 24, 16
+BAR, COURSE = 16, 8
 """Widths: of the bar, and of the course of the perplexity beside it."""
 
 
@@ -40,7 +40,8 @@ def progress(run: Run, size: int | None, later: int) -> tuple[str, str]:
         left = f"  ETA {clock(((later + 1) * total - sums.tokens) / speed)}" if speed else ""
     return (
         f"{run.policy}  {place}  {speed:.0f} tok/s{left}",
-        f"ppl {number(perplexity(sums.nll, sums.tokens))}  last {short_count(newest.tokens - before.tokens)} {number(window)}"
+        f"ppl {number(perplexity(sums.nll, sums.tokens), 4)}  "
+        f"last {short_count(newest.tokens - before.tokens)} {number(window, 4)}"
         f"{course(run)}  kv {round(kv['tokens'])}/{kv['budget_tokens'] or '∞'} {human_bytes(kv['bytes'])}  "
         f"rss {human_bytes(memory.rss_bytes())}  chunk {run.session.chunk}",
     )
@@ -91,6 +92,6 @@ def _agreement(found: Mapping[str, Any]) -> tuple[str, str]:
     return "∞" if found["kl_nats"] is None else f"{found['kl_nats']:.4g}", f"{found['same_top']:.2%}"
 
 
-def number(value: float | None) -> str:
-    """Five digits; infinity where there is no number."""
-    return "∞" if value is None else f"{value:.5g}"
+def number(value: float | None, digits: int = 5) -> str:
+    """So many digits; infinity where there is no number."""
+    return "∞" if value is None else f"{value:.{digits}g}"
