@@ -89,7 +89,8 @@ def perplexity(
             f"--tokens {target}: the text has {source.size} bytes, so it cannot have so many tokens", "--loop, or more --text"
         )
     request = Request(model, profile, None, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code)
-    launches = line_up(request, names, target)
+    before = saved.budgets if saved is not None and kv_budget.strip().lower() in ("", "auto") else None
+    launches = line_up(request, names, target, before)
     if dry_run:
         _plan(launches, json or jsonl)
     lacking = next((launch.plan for launch in launches if not launch.plan.fits), None)
@@ -163,12 +164,15 @@ class Perplexity:
             session_file.load(session, self.checkpoint.path)
             run.restore(state)
             self.output.say(f"{run.policy}: going on from {run.sums.tokens} tokens")
+            self.output.told(run)
             self.checkpoint.written = run.sums.tokens
         run.go(self._pause)
+        if run.failure is not None and not run.sums.fed:
+            raise run.failure
         reference = not launch.policy.bounded and len(self.launches) > 1
         final = run.ended or (reference and run.failure is not None)
         done = run.as_json(launch.device)
-        if run.sums.fed and (final or run.failure is None):  # a failed pass leaves a cache that nothing can go on from
+        if run.sums.fed and (final or not run.broken):
             self._write(run, [*self.output.runs, done] if final else self.output.runs, None if final else run.state())
         self.output.add(done, run.failure, reference)
 

@@ -50,15 +50,20 @@ class Output:
         from edgemllm.display.score import progress
 
         if run.sums.tokens:
-            self.display.update(lambda: progress(run, self.source.size, later))
+            between = "\n" if self.display.mode == "live" else "  "
+            self.display.update(lambda: between.join(progress(run, self.source.size, later)))
         point, loops = self._told
         if run.stream.loops > loops:
-            loops = run.stream.loops
-            self.say(f"{run.policy}: the text has ended after {run.sums.tokens} tokens and begins again ({loops})")
+            self.say(f"{run.policy}: the text has ended after {run.sums.tokens} tokens and begins again ({run.stream.loops})")
         if self.jsonl and run.curve.points and run.curve.points[-1].tokens > point:
-            point = run.curve.points[-1].tokens
-            self.event("point", policy=run.policy, **run.curve.as_json(run.curve.points[-1])[-1])
-        self._told = (point, loops)
+            for row in run.curve.as_json(run.curve.points[-1]):
+                if row["tokens"] > point:
+                    self.event("point", policy=run.policy, chunk=run.session.chunk, **row)
+        self.told(run)
+
+    def told(self, run: Run) -> None:
+        """What the run has come to so far was told, here or before it was interrupted."""
+        self._told = (run.curve.points[-1].tokens if run.curve.points else 0, run.stream.loops)
 
     def add(self, run: dict[str, Any], failure: EdgeError | None, reference: bool) -> None:
         """A run is over. What ends a `reference`, a policy without bound among others, is told but is no failure."""
@@ -91,7 +96,7 @@ class Output:
 
         if self.runs:
             head = self._head()
-            plot(self.runs, f"{head['model']}, chunks of {head['chunk']} tokens", path)
+            plot(self.runs, f"{Path(head['model']).name}, chunks of {head['chunk']} tokens", path)
 
     def finish(self) -> None:
         """Leave with the exit code of what happened."""

@@ -6,8 +6,11 @@ Several sources follow each other as `cat` would join them.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,8 +36,8 @@ class Text:
     """
 
     def __init__(self, sources: Sequence[str], offline: bool = False, again: bool = False) -> None:
-        self.sources, self.offline = list(sources), offline
-        self.parts: list[str | Path | StandardInput] = []
+        self.sources = list(sources)
+        self.parts: list[Part] = []
         stdin = StandardInput(again)
         for source in sources:
             if source == "-":
@@ -42,8 +45,7 @@ class Text:
             elif Path(source).exists():
                 self.parts += _files(Path(source))
             elif source.split("/")[0] in DATASETS:
-                _datasets(source)
-                self.parts.append(source)
+                self.parts.append(DataSet(source, offline))
             else:
                 known = nearest(source, DATASETS)
                 raise MissingError(
@@ -61,8 +63,8 @@ class Text:
     def blocks(self) -> Iterator[str]:
         """The text from its beginning, in pieces. Raises MediaError where it is not UTF-8."""
         for part in self.parts:
-            if isinstance(part, str):
-                yield from _rows(part, self.offline)
+            if isinstance(part, DataSet):
+                yield from part.blocks()
             elif isinstance(part, Path):
                 try:
                     with open(part, "rb") as file:
@@ -79,6 +81,8 @@ class StandardInput:
     def __init__(self, again: bool) -> None:
         self.stream: BinaryIO = sys.stdin.buffer
         self.kept: Any = tempfile.TemporaryFile() if again else None
+        if again:
+            weakref.finalize(self, self.kept.close)
 
     def blocks(self) -> Iterator[bytes]:
         """What was read before, then what is still to come."""
@@ -109,7 +113,7 @@ class StandardInput:
             ) from error
 
 
-def _files(path: Path) -> list[str | Path | StandardInput]:
+def _files(path: Path) -> list[Part]:
     if not path.is_dir():
         return [path]
     found = sorted(each for each in path.rglob("*") if each.suffix.lower() in ENDINGS and each.is_file())
@@ -132,26 +136,46 @@ def _decode(blocks: Iterator[bytes], name: str) -> Iterator[str]:
         raise MediaError(f"{name} is not UTF-8 text: byte {at} ({error.reason})", "iconv -f LATIN1 -t UTF-8") from error
 
 
-def _datasets(source: str) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise UsageError(
-            f"--text {source} needs the package `datasets`, which is not installed",
-            "pip install 'edgemllm[datasets]', or --text FILE",
-        ) from error
-    return datasets
+class DataSet:
+    """The `text` column of a hub data set, each row on a line of its own.
+
+    Rows are streamed, so that some of them are in memory; offline, a data set fetched before is read from disk. Raises
+    UsageError without the package `datasets`, MissingError where the data set is not to be had.
+    """
+
+    def __init__(self, source: str, offline: bool) -> None:
+        self.source = source
+        offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+        if offline:
+            os.environ["HF_DATASETS_OFFLINE"] = "1"  # read when the package is imported
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise UsageError(
+                f"--text {source} needs the package `datasets`, which is not installed",
+                "pip install 'edgemllm[datasets]', or --text FILE",
+            ) from error
+        name, _, split = source.partition("/")
+        repository, configuration = DATASETS[name]
+        with self._reachable():
+            self.rows = load_dataset(repository, configuration, split=split or "test", streaming=not offline)
+
+    def blocks(self) -> Iterator[str]:
+        """The text from its beginning."""
+        with self._reachable():
+            for row in self.rows:
+                yield row["text"].removesuffix("\n") + "\n"
+
+    @contextlib.contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the library's errors come from many packages
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise MissingError(
+                f"data set {self.source} is neither fetched before nor to be reached: {reason}",
+                "the same while online, or --text FILE",
+            ) from error
 
 
-def _rows(source: str, offline: bool) -> Iterator[str]:
-    name, _, split = source.partition("/")
-    repository, configuration = DATASETS[name]
-    try:
-        # Streaming never has more than some rows in memory; offline, a data set fetched before is read from disk.
-        for row in _datasets(source).load_dataset(repository, configuration, split=split or "test", streaming=not offline):
-            yield row["text"] + "\n"
-    except Exception as error:  # the library's errors come from many packages
-        if isinstance(error, EdgeError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MissingError(f"data set {source} cannot be read: {reason}", "go online, or --text FILE") from error
+Part = Path | StandardInput | DataSet

@@ -16,7 +16,8 @@ from edgemllm.runs.perplexity import Run
 class Checkpoint:
     """Where and how often to write. `identity`: what has to be the same in the run that goes on.
 
-    Raises UsageError for a file that exists and is not to be resumed, MissingError for a folder that does not.
+    Raises UsageError for a file that exists and is not to be resumed, or is no checkpoint, MissingError for a folder
+    that does not exist.
     """
 
     def __init__(self, path: Path, every: int, resume: bool) -> None:
@@ -24,7 +25,6 @@ class Checkpoint:
         self.identity: dict[str, Any] = {}
         self.written = 0
         """Tokens of the current run when the file was written last, or could not be."""
-        self.failures = 0
         if not path.parent.is_dir():
             raise MissingError(f"no folder {path.parent} for the checkpoint", f"mkdir -p {path.parent}")
         if path.is_dir():
@@ -34,19 +34,30 @@ class Checkpoint:
                 stale.unlink(missing_ok=True)
         if path.exists() and not resume:
             raise UsageError(f"checkpoint {path} exists already", "--resume to go on from there, or another file name")
+        self.notes: dict[str, Any] | None = session_file.run_of(path) if path.exists() else None
+        if self.notes is not None and not {"identity", "finished", "state"} <= set(self.notes):
+            raise UsageError(f"{path} is a saved session, but no checkpoint of a perplexity run", "another file name")
+
+    @property
+    def budgets(self) -> list[int | None] | None:
+        """Tokens a layer that each policy had: what `auto` meant when the run began."""
+        return None if self.notes is None else self.notes["identity"]["kv_budget"]
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """The results of finished runs, and the state of the one that was under way; nothing where there is no file."""
-        if not self.resume or not self.path.exists():
+        """The results of finished runs, and the state of the one that was under way; nothing where there is no file.
+
+        Raises UsageError where the run has other options than the one that goes on.
+        """
+        if self.notes is None:
             return [], None
-        notes = session_file.run_of(self.path)
         for key, mine in self.identity.items():
-            theirs = notes.get("identity", {}).get(key)
+            theirs = self.notes["identity"].get(key)
             if theirs != mine:
                 raise UsageError(
-                    f"{self.path} was written with {key.replace('_', ' ')} {theirs}, this run has {mine}", "the same options"
+                    f"{self.path} was written with {key.replace('_', ' ')} {theirs}, this run has {mine}",
+                    "the same options as then, or another --checkpoint",
                 )
-        return notes["finished"], notes["state"]
+        return self.notes["finished"], self.notes["state"]
 
     def due(self, run: Run) -> bool:
         """Whether enough tokens were scored since the last time."""
@@ -58,7 +69,6 @@ class Checkpoint:
         notes = {"identity": self.identity, "finished": list(finished), "state": state}
         try:
             session_file.save(run.session, self.path, notes)
-        except EdgeError as error:
-            self.failures += 1
-            return error.message
+        except (EdgeError, OSError) as error:
+            return error.message if isinstance(error, EdgeError) else f"cannot write {self.path}: {error.strerror}"
         return None

@@ -24,6 +24,9 @@ class Point(NamedTuple):
     rss_bytes: int
 
 
+START = Point(0, 0.0, 0, 0.0, 0, 0)
+
+
 @dataclass
 class Curve:
     """Points at the multiples of `stride` tokens."""
@@ -46,14 +49,14 @@ class Curve:
 
     def perplexity(self, start: int, end: int, last: Point) -> float | None:
         """Perplexity of the span between the points nearest to two places, None for an empty one."""
-        points = [Point(0, 0.0, 0, 0.0, 0, 0), *self.points, last]
+        points = [START, *self.points, last]
         first, second = (min(points, key=lambda point: abs(point.tokens - place)) for place in (start, end))
         return perplexity(second.nll - first.nll, second.tokens - first.tokens)
 
     def as_json(self, last: Point) -> list[dict[str, Any]]:
         """The `curve` of the JSON output, up to `last`; windows and speeds are those between neighbouring points."""
         points = self.points if self.points and self.points[-1].tokens == last.tokens else [*self.points, last]
-        rows, before = [], Point(0, 0.0, 0, 0.0, 0, 0)
+        rows, before = [], START
         for point in points:
             rows.append(_row(before, point))
             before = point

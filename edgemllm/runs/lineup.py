@@ -10,12 +10,15 @@ from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, Request, prepare
 
 
-def line_up(request: Request, names: Sequence[str], tokens: int | None) -> list[Launch]:
+def line_up(
+    request: Request, names: Sequence[str], tokens: int | None, budgets: Sequence[int | None] | None = None
+) -> list[Launch]:
     """A launch for each policy, over an input of `tokens`.
 
     One policy gets what `--kv-budget` says. Several get the same bytes: those of the budget's tokens when nothing but
     keys, values and positions is kept, so that a policy which also keeps notes or queries gets fewer tokens. A policy
-    that never evicts runs as far as these bytes go, or memory where no budget was given.
+    that never evicts runs as far as these bytes go, or memory where no budget was given. `budgets`: the tokens that each
+    had before, in a run that goes on, whatever is free now.
     Raises as `prepare` does.
     """
     repeated = {name for name in names if names.count(name) > 1}
@@ -28,6 +31,8 @@ def line_up(request: Request, names: Sequence[str], tokens: int | None) -> list[
         asked = dataclasses.replace(request, policy=name, settings=settings.get(name, ()), kv_budget=budget)
         return prepare(asked, lambda config: length)
 
+    if budgets is not None and len(budgets) == len(names):
+        return _same_chunk([of(name, str(budget or "auto"), known) for name, budget in zip(names, budgets, strict=True)])
     if len(names) == 1:
         return [of(names[0], request.kv_budget, known)]
     shared = f"{of('window', request.kv_budget, known).plan.kv_bytes}b"
@@ -36,15 +41,19 @@ def line_up(request: Request, names: Sequence[str], tokens: int | None) -> list[
         bounded = _policy(name).bounded
         unlimited = not bounded and request.kv_budget.strip().lower() in ("", "auto")
         launches.append(of(name, "auto" if unlimited else shared, known if bounded else None))
-    chunk = min(launch.chunk for launch in launches)
-    for launch in launches:
-        launch.chunk = chunk
-    return launches
+    return _same_chunk(launches)
 
 
 def limit(launch: Launch) -> int | None:
     """Tokens a layer that a cache without bound may grow to in the memory there is."""
     return launch.plan.kv_budget_tokens if launch.budget is None else None
+
+
+def _same_chunk(launches: list[Launch]) -> list[Launch]:
+    chunk = min(launch.chunk for launch in launches)
+    for launch in launches:
+        launch.chunk = chunk
+    return launches
 
 
 def _settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

@@ -61,6 +61,8 @@ class Run:
         self.failure: EdgeError | None = None
         """Why it ended early."""
         self.ended = False
+        self.broken = False
+        """A pass has failed and left a cache that nothing can go on from."""
 
     def go(self, pause: Callable[[Run], bool]) -> None:
         """Score until the end, a failure, or until `pause`, asked between chunks, says so."""
@@ -85,10 +87,12 @@ class Run:
         if not ids:
             self._end(short=want > 0)
             return False
+        self.broken = True
         found = losses(self.session, ids)
         total = sums.nll + found.cumsum(0)
         if len(found) and not math.isfinite(float(total[-1])):
             raise EdgeError(f"the loss is not a number after {sums.tokens} tokens: the model overflows", "--dtype float32")
+        self.broken = False
         sizes = sizes[len(ids) - len(found) :]
         before = dataclasses.replace(sums)
         self._count(ids)
@@ -102,7 +106,7 @@ class Run:
             size = before.bytes + sum(sizes[:count])
             kv, rss = self.session.cache.nbytes, memory.rss_bytes()
             self.curve.add(Point(mark, float(total[count - 1]), size, seconds, kv, rss))
-        if sums.full_at is None and self.session.cache.layers[0].evicted:
+        if sums.full_at is None and self.session.cache.governed[0].evicted:
             sums.full_at = before.tokens
         return True
 
@@ -158,9 +162,7 @@ class Run:
     def point(self) -> Point:
         """Where the run is now."""
         sums = self.sums
-        return Point(
-            sums.tokens, sums.nll, sums.bytes, sums.seconds, self.session.cache.nbytes, memory.rss_bytes()
-        )  # fmt: skip
+        return Point(sums.tokens, sums.nll, sums.bytes, sums.seconds, self.session.cache.nbytes, memory.rss_bytes())
 
     def notes(self) -> list[str]:
         """What a reader of the number has to know."""
@@ -189,15 +191,15 @@ class Run:
         """The highest position that rotated a key."""
         session = self.session
         renumbered = session.policy.positions == "cache"
-        longest = max(layer.length for layer in session.cache.layers)
+        longest = max(layer.length for layer in session.cache.governed)
         if session.policy.bounded and renumbered and self.sums.full_at is not None and session.budget is not None:
             longest = session.budget
         return max(0, (longest if renumbered else self.sums.fed) - 1)
 
     @property
     def sinks_kept(self) -> bool:
-        """Whether every layer still holds the first token of the stream."""
-        layers = [layer for layer in self.session.cache.layers if layer.length]
+        """Whether every layer that the policy governs still holds the first token of the stream."""
+        layers = [layer for layer in self.session.cache.governed if layer.length]
         return all(bool((layer.positions[..., : layer.length] == 0).any()) for layer in layers)
 
     def as_json(self, device: str) -> dict[str, Any]:

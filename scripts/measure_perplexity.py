@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""Measure `edgemllm perplexity` as docs/measurements/perplexity.md tells it, part by part, each one resumable.
+
+    scripts/measure_perplexity.py long beyond sweep --books DIR
+    scripts/measure_perplexity.py second --second-model DIR --second-text DIR
+    scripts/measure_perplexity.py report
+
+`long` streams 4M tokens of shuffled book pages under inf-mllm and streaming-llm. `beyond` goes past the trained length
+with full and window. `sweep` tries inf-mllm's settings. `second` repeats the first with another model. `report` writes the
+page and copies the plots from what is there. Options after `--` go to every `edgemllm perplexity` (`-- --kv-budget 512`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "measurements" / "perplexity.md"
+PIECE = 16_000
+"""Characters of a page: books differ, so that only a stream of shuffled pages is alike at its two ends."""
+
+BIAS, RECENT, WINDOW = (0.0, 0.001, 0.003, 0.01), (0.25, 0.5, 0.75, 0.9), (8, 32, 64)
+
+
+def shuffled(books: Path, path: Path) -> None:
+    """The books cut into pages at paragraphs, in an order that is always the same."""
+    pages = []
+    for book in sorted(books.rglob("*.txt")):
+        text, start = book.read_text(encoding="utf-8", errors="replace"), 0
+        while start < len(text):
+            end = text.find("\n\n", start + PIECE)
+            end = len(text) if end < 0 else end + 2
+            pages.append(text[start:end])
+            start = end
+    random.Random(0).shuffle(pages)
+    path.write_text("".join(pages), encoding="utf-8")
+
+
+def command(out: Path, name: str, *options: object) -> None:
+    """One `edgemllm perplexity` into NAME.json and NAME.png, going on where it was interrupted; done ones stay."""
+    if (out / f"{name}.json").exists():
+        return
+    arguments = ["perplexity", *map(str, options), "--json", "--plot", str(out / f"{name}.png")]
+    arguments += ["--checkpoint", str(out / f"{name}.edge"), "--checkpoint-every", "100k", "--resume"]
+    print("edgemllm", *arguments, file=sys.stderr, flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "edgemllm", *arguments], stdout=subprocess.PIPE, check=False, env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+    (out / f"{name}.json").write_bytes(done.stdout)
+
+
+def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
+    """inf-mllm under every combination, and streaming-llm, at the same bytes, into sweep.json."""
+    from edgemllm.inputs.text import Text
+    from edgemllm.inputs.tokens import TokenStream
+    from edgemllm.launch import Request
+    from edgemllm.runs.lineup import line_up
+    from edgemllm.runs.perplexity import Run
+
+    path, family = out / "sweep.json", None
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    for bias, recent, window in [(None, None, None), *itertools.product(BIAS, RECENT, WINDOW)]:
+        row: dict[str, Any] = {"bias": bias, "recent": recent, "window": window}
+        if any(row.items() <= known.items() for known in rows):
+            continue
+        settings = [f"inf-mllm.{key}={value}" for key, value in row.items() if value is not None]
+        pair = line_up(Request(settings=settings, kv_budget=budget), ["inf-mllm", "streaming-llm"], tokens)
+        launch = pair[0] if settings else pair[1]
+        session = launch.open(family=family)
+        family = session.family
+        run = Run(launch.policy_name, session, TokenStream(Text([str(text)]), family.tokenizer), tokens)
+        run.go(lambda run: False)
+        if run.failure is not None:
+            raise run.failure
+        found = run.as_json(launch.device)
+        row |= {name: found[name] for name in ("policy", "tokens", "perplexity", "chunk", "tokens_per_s")}
+        rows.append(row | {"kv_tokens": launch.budget, "kv_bytes": found["kv"]["bytes"]})
+        print(rows[-1], file=sys.stderr, flush=True)
+        path.write_text(json.dumps({"rows": rows}))
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def span(run: dict[str, Any], start: float, end: float) -> tuple[float, float]:
+    """Perplexity, and tokens a second, between the points of the curve nearest to two places."""
+    points = [{"tokens": 0, "nll_nats": 0.0, "seconds": 0.0}, *run["curve"]]
+    first, last = (min(points, key=lambda point: abs(point["tokens"] - place)) for place in (start, end))
+    tokens = last["tokens"] - first["tokens"]
+    return math.exp((last["nll_nats"] - first["nll_nats"]) / tokens), tokens / (last["seconds"] - first["seconds"])
+
+
+def flat(found: dict[str, Any]) -> str:
+    """Is it stable: a column a policy."""
+    runs, rows = found["runs"], []
+    for run in runs:
+        total = run["tokens"]
+        early, late = span(run, total / 40, total / 8)[0], span(run, 0.9 * total, total)[0]
+        full_at = run["full_at"] or 0
+        first, last = span(run, full_at, full_at + total / 10)[1], span(run, 0.9 * total, total)[1]
+        full = [point for point in run["curve"] if point["tokens"] > full_at]
+        tenth = min(full, key=lambda point: abs(point["tokens"] - total / 10))
+        growth = full[-1]["rss_bytes"] / tenth["rss_bytes"] - 1
+        sizes = sorted({point["kv_bytes"] for point in full})
+        rows.append(
+            [
+                run["policy"],
+                f"{total:,}",
+                f"{run['perplexity']:.3f}",
+                f"{early:.3f}",
+                f"{late:.3f}",
+                f"{late / early - 1:+.2%}",
+                f"{run['bits_per_byte']:.4f}",
+                f"{run['kv']['budget_tokens']}",
+                " ".join(f"{size:,}" for size in sizes),
+                f"{growth:+.2%}",
+                f"{first:.0f}",
+                f"{last:.0f}",
+                f"{last / first:.1%}",
+                f"{run['chunk']}",
+            ]
+        )
+    total = runs[0]["tokens"]
+    names = [
+        "policy", "tokens", "perplexity", f"of tokens {total // 40:,} to {total // 8:,}", "of the last 10 %", "change",
+        "bits a byte", "KV slots a layer", "KV bytes at every point", "RSS from 10 % to 100 %",
+        "tokens/s, first 10 % with a full cache", "tokens/s, last 10 %", "ratio", "chunk",
+    ]  # fmt: skip
+    columns = list(zip(names, *rows, strict=True))
+    lines = ["| " + " | ".join(columns[0]) + " |", "|---|" + "---:|" * len(rows)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in columns[1:])])
+
+
+def beyond(found: dict[str, Any]) -> str:
+    """What happens behind the trained length."""
+    lines = ["| policy | tokens | perplexity | first tenth | last tenth | highest position | KV bytes | why |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
+    for run in found["runs"]:
+        total = run["tokens"]
+        first, last = span(run, 0, total / 10)[0], span(run, 0.9 * total, total)[0]
+        why = "; ".join([*([run["stopped"]] if run["stopped"] else []), *run["notes"]])
+        lines.append(
+            f"| {run['policy']} | {total:,} | {run['perplexity']:.2f} | {first:.2f} | {last:.2f} | "
+            f"{run['highest_position']} | {run['kv']['bytes']:,} | {why} |"
+        )
+    return "\n".join(lines)
+
+
+def swept(rows: list[dict[str, Any]]) -> str:
+    """Every setting, the best first."""
+    lines = ["| policy | bias | recent | window | KV slots a layer | perplexity |", "|---|---:|---:|---:|---:|---:|"]
+    for row in sorted(rows, key=lambda row: float(row["perplexity"])):
+        figures = " | ".join("" if row[name] is None else f"{row[name]:g}" for name in ("bias", "recent", "window"))
+        lines.append(f"| {row['policy']} | {figures} | {row['kv_tokens']} | {row['perplexity']:.3f} |")
+    return "\n".join(lines)
+
+
+def report(out: Path) -> None:
+    """The page, of the parts that are there."""
+    import torch
+    import transformers
+
+    known: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+    page = [
+        "# Perplexity of an endless stream in a fixed cache",
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}. "
+        "One run each. Made by `scripts/measure_perplexity.py`, whose first lines say how; the text is English novels that no "
+        f"model here was trained on, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike.",
+    ]
+    for name, title, table in (
+        ("long", "The long run", flat),
+        ("beyond", "Beyond the trained length", beyond),
+        ("second", "A second model", flat),
+    ):
+        if name in known:
+            head = known[name]
+            policies = ",".join(run["policy"] for run in head["runs"])
+            text = " ".join(f"--text {Path(source).name}" for source in head["text"])
+            shutil.copy(out / f"{name}.png", PAGE.with_name(f"perplexity-{name}.png"))
+            page += [
+                f"## {title}",
+                f"    edgemllm perplexity --model {Path(head['model']).name} {text} --tokens {head['tokens_wanted']} "
+                f"--policy {policies} --json --plot {name}.png",
+                table(head),
+                f"![perplexity, memory and speed over the stream](perplexity-{name}.png)",
+            ]
+    if "sweep" in known:
+        rows = known["sweep"]["rows"]
+        first = f"The first {rows[0]['tokens']:,} tokens of the same text at {rows[0]['kv_bytes']:,} bytes of KV cache or less."
+        page += ["## The settings of inf-mllm", first, swept(rows)]
+    PAGE.write_text("\n\n".join(page) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=("long", "beyond", "sweep", "second", "report"))
+    parser.add_argument("--books", type=Path, help="a folder of .txt books")
+    parser.add_argument("--second-model", type=Path)
+    parser.add_argument("--second-text", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "perplexity", help="results, kept between calls")
+    parser.add_argument("--tokens", default="4M", help="of the long run")
+    parser.add_argument("--beyond-tokens", default="16k")
+    parser.add_argument("--second-tokens", default="1M")
+    parser.add_argument("--sweep-tokens", type=int, default=50_000)
+    parser.add_argument("--kv-budget", default="auto")
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    options, further = parser.parse_args(own), sys.argv[len(own) + 2 :]
+    out, text = options.out, options.out / "pages.txt"
+    out.mkdir(parents=True, exist_ok=True)
+    if options.books is not None and not text.exists():
+        shuffled(options.books, text)
+    budget, pair = ("--kv-budget", options.kv_budget), "inf-mllm,streaming-llm"
+    for part in options.parts:
+        if part == "long":
+            command(out, part, "--text", text, "--tokens", options.tokens, "--policy", pair, *budget, *further)
+        elif part == "beyond":
+            names = f"full,window,{pair}"
+            # `auto`: with a budget full would end where that ends.
+            command(out, part, "--text", text, "--tokens", options.beyond_tokens, "--policy", names, *further)
+        elif part == "second":
+            source = ("--model", options.second_model, "--text", options.second_text, "--loop")
+            command(out, part, *source, "--tokens", options.second_tokens, "--policy", pair, *budget, *further)
+        elif part == "sweep":
+            sweep(out, text, options.sweep_tokens, options.kv_budget)
+        else:
+            report(out)
+
+
+if __name__ == "__main__":
+    main()
