@@ -73,7 +73,7 @@ class Edge(CachePolicy):
         if not self.novelty:
             return
         fresh = min(layer.since, layer.length)
-        keys = F.normalize(layer.keys[:, :, : layer.length].float(), dim=-1)
+        keys = F.normalize(layer.unrotated_keys().float(), dim=-1)
         twin = layer.slot("twin")
         for start in range(layer.length - fresh, layer.length, BLOCK):
             stop = min(start + BLOCK, layer.length)

@@ -40,7 +40,7 @@ class InfiniPotV(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         live = slice(layer.length)
-        keys = F.normalize(layer.keys[:, :, live].float(), dim=-1)
+        keys = F.normalize(layer.unrotated_keys().float(), dim=-1)
         place = places(layer.time[..., live])
         newest = min(self.recent, layer.length)
         likeness = torch.zeros_like(layer.time[..., live])
