@@ -220,6 +220,13 @@ class Session:
 
     # ---- answering ---------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def step(self, token: int) -> Tensor:
+        """Take in one token of an answer; logits (B, V) of the next."""
+        self.last = forward(self.family.text_model, self.cache, self.family.text([token], self.position))
+        self.position += 1
+        return self.family.logits(self.last)[:, -1]
+
     def _generate(self, logits: Tensor, sampling: Sampling) -> Iterator[str]:
         generator = torch.Generator(logits.device).manual_seed(sampling.seed)
         words = Detokenizer(self.family.tokenizer)
@@ -228,9 +235,7 @@ class Session:
             token = choose(logits, sampling, generator)
             if token in self.family.end_tokens or self.stopped:
                 break
-            hidden = forward(self.family.text_model, self.cache, self.family.text([token], self.position))
-            logits, self.last = self.family.logits(hidden)[:, -1], hidden
-            self.position += 1
+            logits = self.step(token)
             self.meter.decode_tokens += 1
             self.meter.decode_s += time.perf_counter() - started
             self.on_step(self)

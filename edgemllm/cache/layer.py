@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 GROWTH = 1024
 """An unbounded layer grows by at least this many slots, and by half of what it holds."""
 
+SLACK = 64
+"""A policy's slack takes at most this fraction of a layer's budget."""
+
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer's slots.
@@ -266,7 +269,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"the KV budget of {budget}",
                 "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
             )
-        size = budget - max(count, self.policy.slack)
+        size = budget - max(count, min(self.policy.slack, budget // SLACK))
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
         size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.streamed = self.streamed or self.policy.one_shot
@@ -366,7 +369,7 @@ class KVCache(Cache):  # type: ignore[misc]
         total = self.total
         if total is None:
             return
-        floor = self.policy.minimum() + max(self.chunk, self.policy.slack)
+        floor = self.policy.minimum() + self.chunk
         if floor * len(self.governed) > total:
             return
         wanted = self.policy.allocate(self.governed, total, floor)

@@ -31,8 +31,8 @@ class CachePolicy:
     positions: Literal["cache", "original"] = "cache"
     """`cache`: survivors are renumbered without gaps, so a stream never leaves the trained range. `original`: as seen."""
 
-    slack: int = 1
-    """Slots freed at least, beyond the tokens coming in: a larger value compacts more rarely while decoding."""
+    slack: int = 16
+    """Slots freed at once while decoding, at most 1/64 of the budget: one compaction serves so many tokens. Published: 1."""
 
     shared_heads: bool = False
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""

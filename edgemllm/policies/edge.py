@@ -33,9 +33,6 @@ class Edge(CachePolicy):
     slots: ClassVar[tuple[str, ...]] = ("memory", "twin")
     per_query_head: ClassVar[bool] = True
 
-    slack: int = 16
-    """Slots freed at least per eviction."""
-
     shared_heads: bool = True
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
 

@@ -25,9 +25,6 @@ from edgemllm.policies.base import CachePolicy
 class InfMLLM(CachePolicy):
     """Recent + relevant tokens, scored by the retrieval window with a linear age bias."""
 
-    slack: int = 16
-    """Slots freed at least per eviction: while a long answer overflows, one scoring serves this many tokens."""
-
     window: int = 32
     """Retrieval window: latest queries that score the cache (the paper's L; a shorter prompt brings fewer)."""
 

@@ -26,9 +26,6 @@ from edgemllm.policies.base import ABOVE, CachePolicy
 class InfiniPotV(CachePolicy):
     """Key novelty against the newest frames, then value norm."""
 
-    slack: int = 16
-    """Slots freed at least per eviction."""
-
     tar: float = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""
 
