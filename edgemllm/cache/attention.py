@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
+from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.layer import CacheLayer, KVCache
 from edgemllm.cache.positions import rotate_queries
 from edgemllm.cache.weights import attention_weights, causal_mask, group_mean
@@ -101,9 +102,15 @@ def _show(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: 
 AttentionInterface.register(NAME, attention)
 
 
-def forward(text_model: Any, cache: KVCache, chunk: Any) -> Tensor:
-    """Run a staged chunk through the language model; hidden states (B, q, E)."""
+def forward(text_model: Any, cache: KVCache, chunk: Chunk) -> Tensor:
+    """Run a chunk through the language model; hidden states (B, q, E)."""
     cache.stage(chunk)
+    return run_staged(text_model, cache)
+
+
+def run_staged(text_model: Any, cache: KVCache) -> Tensor:
+    """Run the chunk that was staged last; hidden states (B, q, E)."""
+    chunk = cache.layers[0].incoming
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more = {}
     if chunk.deep is not None:  # zero for text, so that it may be added everywhere

@@ -80,7 +80,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         count = keys.shape[2]
-        self._make_room(count)
+        self.make_room(count)
         new = slice(self.length, self.length + count)
         self.positions[..., new] = self.incoming.positions[:, :, None]
         if self.places is not None:
@@ -92,10 +92,14 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.time[..., new] = self.incoming.time[:, None]
         for buffer in self.slots.values():
             buffer[..., new] = 0
-        self.length += count
-        self.seen += count
-        self.since += count
+        self.count(count)
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def count(self, coming: int) -> None:
+        """So many tokens have come in."""
+        self.length += coming
+        self.seen += coming
+        self.since += coming
 
     def get_seq_length(self) -> int:
         """Tokens ever seen: what transformers takes for the length of the sequence."""
@@ -254,7 +258,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         scalars = (self.positions, *places, self.modality, self.time, *self.slots.values())
         return [self.keys, self.values, *(buffer[..., None] for buffer in scalars)]
 
-    def _make_room(self, count: int) -> None:
+    def make_room(self, count: int) -> None:
+        """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
         if self.budget is not None and self.length + count > self.budget:
             self._evict(self.budget, count)
         have, wanted = self.keys.shape[2], self.length + count
@@ -328,8 +333,7 @@ class KVCache(Cache):  # type: ignore[misc]
         layers = []
         for budget, window in zip(budgets, windows, strict=True):
             if window is not None and mixed:
-                newest = Window(slack=chunk)
-                layers.append(CacheLayer(newest, sliding_rope or rope, window - 1 + chunk, window))
+                layers.append(CacheLayer(Window(), sliding_rope or rope, window - 1 + chunk, window))
             else:
                 layers.append(CacheLayer(policy, rope, budget, window))
         super().__init__(layers=layers)
@@ -351,12 +355,21 @@ class KVCache(Cache):  # type: ignore[misc]
         self.rope.step = max(self.rope.step, chunk.step)
         if not self.settled and any(layer.budget and layer.length + len(chunk) > layer.budget for layer in self.governed):
             self.settle()
-        for rope in self.ropes:
-            rope.forget()
+        self.forget_rotations()
         window, seen = self.policy.query_window, self.seen + len(chunk)
         ring = torch.arange(seen - min(window, len(chunk)), seen, device=chunk.embeds.device) % max(window, 1)
         for layer in self.layers:
             layer.incoming, layer.ring = chunk, ring
+
+    def make_room(self, count: int) -> None:
+        """In every layer, for `count` more tokens."""
+        for layer in self.layers:
+            layer.make_room(count)
+
+    def forget_rotations(self) -> None:
+        """What the layers of the last forward pass shared."""
+        for rope in self.ropes:
+            rope.forget()
 
     def settle(self) -> None:
         """Let the policy share the slots among the layers by what it has seen; once, since storage moves."""

@@ -10,8 +10,8 @@ from edgemllm.inputs.count import short_count
 
 FIELDS = (
     "policy", "context", "kv_budget_tokens", "quant", "dtype", "chunk", "ttft_ms", "prefill_tps", "decode_tps",
-    "decode_ms_median", "decode_ms_p10", "decode_ms_p90", "roofline_share", "kv_tokens", "kv_bytes", "evicted_tokens", "rss_peak_bytes",
-    "device_peak_bytes", "decode_ms_samples",
+    "decode_ms_median", "decode_ms_p10", "decode_ms_p90", "roofline_share", "kv_tokens", "kv_bytes", "evicted_tokens",
+    "rss_peak_bytes", "device_peak_bytes", "decode_ms_samples",
 )  # fmt: skip
 
 
@@ -38,10 +38,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     rule = tuple("-" * (width - (column > 1)) + ":" * (column > 1) for column, width in enumerate(widths))
 
     def line(row: tuple[str, ...]) -> str:
-        cells = [
-            text.ljust(width) if column < 2 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [text.ljust(width) if column < 2 else text.rjust(width) for column, (text, width) in pairs]
         return f"| {' | '.join(cells)} |"
 
     return "\n".join(line(row) for row in (rows[0], rule, *rows[1:]))
