@@ -48,6 +48,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.places: Tensor | None = None
         self.queries: Tensor | None = None
         self.scaling = 1.0
+        self.keeps_turned = True
+        """Store turned keys where that is exact: in single precision, with a rotary embedding that does not change."""
         self.rotated = False
         """Keys are stored turned, as attention needs them."""
         self.incoming: Chunk
@@ -65,7 +67,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         room = self.budget if self.budget is not None else max(GROWTH, count)
         self.keys = keys.new_zeros(batch, heads, room, keys.shape[-1])
         self.values = values.new_zeros(batch, heads, room, values.shape[-1])
-        self.rotated = keys.dtype.itemsize >= 4 and self.rope.fixed
+        self.rotated = self.keeps_turned and keys.dtype.itemsize >= 4 and self.rope.fixed
         self.positions = torch.zeros(self.rope.axes, batch, heads, room, dtype=torch.int32, device=keys.device)
         if self.rope.axes > 1 and self.policy.positions == "cache":
             self.places = torch.zeros_like(self.positions)
