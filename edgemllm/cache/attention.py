@@ -15,7 +15,8 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.positions import rotate_queries
 from edgemllm.cache.weights import attention_weights, causal_mask, group_mean
 

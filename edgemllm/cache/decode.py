@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgemllm.cache.attention import forward, run_staged
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.layer import KVCache
+from edgemllm.cache.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
 MOST = 64

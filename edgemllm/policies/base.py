@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from edgemllm.cache.layer import CacheLayer, KVCache
+    from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 
 ALL = 1 << 62
 """As `observe_window`: every query."""

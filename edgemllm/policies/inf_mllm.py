@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import CachePolicy
 
 
