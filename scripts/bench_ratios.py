@@ -160,7 +160,7 @@ def costs(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
                 tokens.append((time.perf_counter() - middle) * 1e6)
                 if layer.since == 1:
                     compactions.append((middle - began) * 1e6)
-            each = {"us_per_token": statistics.median(tokens), "tokens_between": layer.policy.slack}
+            each = {"us_per_token": statistics.median(tokens), "tokens_between": layer.policy.spare(size)}
             found.append({"side": name, "slots": size, **each, "us_per_compaction": statistics.median(compactions or [0.0])})
     return found
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 GROWTH = 1024
 """An unbounded layer grows by at least this many slots, and by half of what it holds."""
 
-SLACK = 64
-"""A policy's slack takes at most this fraction of a layer's budget."""
-
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer's slots.
@@ -274,7 +271,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"the KV budget of {budget}",
                 "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
             )
-        size = budget - max(count, min(self.policy.slack, budget // SLACK))
+        size = budget - max(count, self.policy.spare(budget))
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
         size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.streamed = self.streamed or self.policy.one_shot

@@ -64,8 +64,8 @@ class InfMLLM(CachePolicy):
     def after_prefill(self, cache: KVCache) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.
         for layer in cache.governed:
-            if layer.budget is not None and layer.length > layer.budget - self.slack:
-                self.compress(layer, max(layer.budget - self.slack, self.minimum()))
+            if layer.budget is not None and layer.length > (size := layer.budget - self.spare(layer.budget)):
+                self.compress(layer, max(size, self.minimum()))
 
     def _recent(self, layer: CacheLayer) -> int:
         budget = layer.budget or layer.length
