@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.decode import Decoder
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.inputs.frame import Frame
 from edgemllm.models.base import Clip, ModelFamily
@@ -109,6 +110,7 @@ class Session:
         tokens = {"image": self.family.image_token, "video": self.family.video_token}
         self._tokens = tokens
         self._format: ChatFormat | None = None
+        self._decoder: Decoder | None = None
 
     @property
     def format(self) -> ChatFormat:
@@ -220,6 +222,15 @@ class Session:
 
     # ---- answering ---------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def step(self, token: int) -> Tensor:
+        """Take in one token of an answer; logits (B, V) of the next."""
+        if self._decoder is None or self._decoder.cache is not self.cache:
+            self._decoder = Decoder(self.family.text_model, self.cache)
+        self.last = self._decoder.step(self.family.text([token], self.position))
+        self.position += 1
+        return self.family.logits(self.last)[:, -1]
+
     def _generate(self, logits: Tensor, sampling: Sampling) -> Iterator[str]:
         generator = torch.Generator(logits.device).manual_seed(sampling.seed)
         words = Detokenizer(self.family.tokenizer)
@@ -228,9 +239,7 @@ class Session:
             token = choose(logits, sampling, generator)
             if token in self.family.end_tokens or self.stopped:
                 break
-            hidden = forward(self.family.text_model, self.cache, self.family.text([token], self.position))
-            logits, self.last = self.family.logits(hidden)[:, -1], hidden
-            self.position += 1
+            logits = self.step(token)
             self.meter.decode_tokens += 1
             self.meter.decode_s += time.perf_counter() - started
             self.on_step(self)

@@ -25,7 +25,7 @@ from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.inputs.frame import Frame
 from edgemllm.session import Meter, Session
 
-FORMAT = "edgemllm-session/2"
+FORMAT = "edgemllm-session/3"
 COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")
 
 
@@ -150,6 +150,8 @@ def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
         **{f"slot.{name}": buffer[..., live] for name, buffer in layer.slots.items()},
         **{f"stat.{name}": value for name, value in layer.stats.items()},
     }
+    if layer.places is not None:
+        found["places"] = layer.places[..., live]
     if layer.queries is not None:
         found["queries"] = layer.queries
     return {name: tensor.contiguous() for name, tensor in found.items()}
@@ -171,7 +173,7 @@ def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, An
         layer.resize(layer.budget or length)
     for name in ("keys", "values"):
         getattr(layer, name)[:, :, :length] = tensors[name]
-    for name in ("positions", "modality", "time"):
+    for name in ("positions", "modality", "time") + (("places",) if layer.places is not None else ()):
         getattr(layer, name)[..., :length] = tensors[name]
     for name, buffer in layer.slots.items():
         buffer[..., :length] = tensors[f"slot.{name}"]

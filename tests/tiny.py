@@ -49,7 +49,7 @@ from transformers import (
 
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.layer import KVCache
+from edgemllm.cache.kv_cache import KVCache
 from edgemllm.inputs.detail import Detail
 from edgemllm.models import family_of
 from edgemllm.models.base import ModelFamily

@@ -1,4 +1,4 @@
-"""The one attention function, registered with transformers as "edgemllm": rotate, attend, let the policy watch.
+"""The one attention function, registered with transformers as "edgemllm": attend, let the policy watch.
 
 The model is called with position_ids = 0, which makes its own rotary embedding the identity. An implementation name
 without a mask function gets no mask from transformers, so ours is built here.
@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
-from edgemllm.cache.layer import KVCache, attention_weights, causal_mask, rotate_queries
-from edgemllm.cache.positions import rotate
+from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.positions import rotate_queries
+from edgemllm.cache.weights import attention_weights, causal_mask, group_mean
 
 NAME = "edgemllm"
 OBSERVED_ROWS = 128
@@ -31,53 +35,83 @@ def attention(
     kv_cache: KVCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend from query (B, H, q, D) to key and value (B, H_kv, L, D), q and k unrotated; returns (B, q, H, D)."""
+    """Attend from unrotated query (B, H, q, D) to the layer's keys and value (B, H_kv, L, D); returns (B, q, H, D)."""
     if kv_cache is None or attention_mask is not None:
         raise RuntimeError("transformers no longer passes `kv_cache` through, or passes a mask: see tests/test_seam.py")
     layer = kv_cache.layers[module.layer_idx]
     policy = layer.policy
-    heads, count = query.shape[1:3]
-    length = key.shape[2]
+    count = query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if policy.query_window:
         layer.remember_queries(query, scale)
-
-    rotation = layer.rotation()
-    query, key = rotate_queries(query, rotation), rotate(key, rotation)
-    mask = causal_mask(count, length, key.device) if 1 < count < length else None
-    if layer.window is not None and (length > layer.window or policy.positions == "original"):
-        mask = layer.inside_window(count) & causal_mask(count, length, key.device)
-        if 1 < mask.shape[1] < heads:
-            mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None and 1 < count == length,
-        scale=scale,
-        enable_gqa=heads > key.shape[1],
-    )
-
-    # Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
+    query, key = rotate_queries(query, layer.turn), layer.rotated_keys()
+    mask = _window_mask(layer, *query.shape[1:3])
     watched = min(count, policy.observe_window)
+    if watched == count == 1 and mask is None:
+        out = _attend_and_show(layer, query, key, value, scale)
+    else:
+        out = _attend(query, key, value, mask, scale)
+        _show(layer, query, key, scale, watched)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _window_mask(layer: CacheLayer, heads: int, count: int) -> Tensor | None:
+    """What a sliding layer's queries see, (B, H | 1, q, L); None where causality alone decides."""
+    if layer.window is None or (layer.length <= layer.window and layer.policy.positions != "original"):
+        return None
+    mask = layer.inside_window(count) & causal_mask(count, layer.length, layer.device)
+    return mask.repeat_interleave(heads // mask.shape[1], dim=1) if 1 < mask.shape[1] < heads else mask
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    count, length = query.shape[2], key.shape[2]
+    whole = mask is None and 1 < count == length
+    if mask is None and 1 < count < length:
+        # Flash and efficient kernels know "the last rows of a longer text"; other processors get the mask itself.
+        mask = causal_lower_right(count, length) if query.is_cuda else causal_mask(count, length, query.device)
+    grouped = query.shape[1] > key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=whole, scale=scale, enable_gqa=grouped)
+
+
+def _attend_and_show(layer: CacheLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """One query that the policy watches: its weights are made once, for the output and for the policy."""
+    heads, kv_heads = query.shape[1], key.shape[1]
+    grouped = query.unflatten(1, (kv_heads, -1)).squeeze(3)  # (B, H_kv, H / H_kv, D)
+    weights = ((grouped * scale) @ key.mT).float().softmax(-1)
+    layer.rows = slice(layer.length - 1, layer.length)
+    each = weights.view(-1, heads, 1, layer.length)
+    layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, kv_heads))
+    return (weights.to(value.dtype) @ value).view(query.shape)
+
+
+def _show(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> None:
+    """Let the policy see the attention of the last `watched` queries.
+
+    Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
+    """
+    count, length = query.shape[2], key.shape[2]
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
         visible = length - count + stop
         weights = attention_weights(
-            query[:, :, start:stop], key[:, :, :visible], scale, stop - start, each=policy.per_query_head
+            query[:, :, start:stop], key[:, :, :visible], scale, stop - start, each=layer.policy.per_query_head
         )
         layer.rows = slice(visible - (stop - start), visible)
-        policy.observe(layer, F.pad(weights, (0, length - visible)))
-    return out.transpose(1, 2).contiguous(), None
+        layer.policy.observe(layer, F.pad(weights, (0, length - visible)) if visible < length else weights)
 
 
 AttentionInterface.register(NAME, attention)
 
 
-def forward(text_model: Any, cache: KVCache, chunk: Any) -> Tensor:
-    """Run a staged chunk through the language model; hidden states (B, q, E)."""
+def forward(text_model: Any, cache: KVCache, chunk: Chunk) -> Tensor:
+    """Run a chunk through the language model; hidden states (B, q, E)."""
     cache.stage(chunk)
+    return run_staged(text_model, cache)
+
+
+def run_staged(text_model: Any, cache: KVCache) -> Tensor:
+    """Run the chunk that was staged last; hidden states (B, q, E)."""
+    chunk = cache.layers[0].incoming
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more = {}
     if chunk.deep is not None:  # zero for text, so that it may be added everywhere

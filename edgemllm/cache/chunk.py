@@ -32,6 +32,7 @@ class Chunk:
     time       (B, q) float32: seconds of the video the token shows, NaN where there is none
     deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
     step       the native gap between neighbouring positions: renumbering never widens or narrows it
+    ahead      every position lies behind all that came before: known of text, not of part of a picture
     """
 
     embeds: Tensor
@@ -40,6 +41,7 @@ class Chunk:
     time: Tensor
     deep: Tensor | None = None
     step: int = 1
+    ahead: bool = False
 
     def __len__(self) -> int:
         return self.embeds.shape[1]
@@ -55,7 +57,7 @@ class Chunk:
             part = slice(start, start + size)
             deep = None if self.deep is None else self.deep[:, :, part]
             embeds, positions = self.embeds[:, part], self.positions[..., part]
-            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step)
+            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step, self.ahead)
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
@@ -63,7 +65,7 @@ class Chunk:
         batch, count, device = *embeds.shape[:2], embeds.device
         positions = torch.arange(offset, offset + count, device=device).expand(axes, batch, count)
         modality = torch.full((batch, count), Modality.TEXT, dtype=torch.uint8, device=device)
-        return Chunk(embeds, positions, modality, torch.full((batch, count), torch.nan, device=device))
+        return Chunk(embeds, positions, modality, torch.full((batch, count), torch.nan, device=device), ahead=True)
 
     @staticmethod
     def join(chunks: Sequence[Chunk]) -> Chunk:
@@ -80,4 +82,5 @@ class Chunk:
             torch.cat([chunk.time for chunk in chunks], 1),
             deep,
             max(chunk.step for chunk in chunks),
+            all(chunk.ahead for chunk in chunks),
         )

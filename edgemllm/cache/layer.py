@@ -1,17 +1,16 @@
-"""The bounded KV cache: slots allocated once per layer, room made before tokens come in."""
+"""One layer of the bounded KV cache: slots allocated once, room made before tokens come in."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin
 
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.positions import Rope, Rotation, close_gaps, rotate
+from edgemllm.cache.positions import Rope, Rotation, close_gaps, go_on, inverse, rotate, rotate_, rotate_queries
+from edgemllm.cache.weights import attention_weights
 from edgemllm.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -24,8 +23,9 @@ GROWTH = 1024
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer's slots.
 
-    keys, values  (B, H_kv, N, D), keys unrotated
+    keys, values  (B, H_kv, N, D); keys turned by their slots' rotation where `rotated`, else unrotated
     positions     (A, B, H_kv, N) int32, as in the stream
+    places        (A, B, H_kv, N) int32, renumbered, only for several axes: one axis numbers its slots 0..L-1
     modality      (B, H_kv, N) uint8 · time (B, H_kv, N) float32, seconds of video or NaN
     queries       (B, H, w, D), the latest queries, unrotated, only where the policy asks for them
     """
@@ -40,9 +40,18 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """The slots whose queries `observe` sees."""
         self.slots: dict[str, Tensor] = {}
         self.stats: dict[str, Tensor] = {}
+        self.places: Tensor | None = None
         self.queries: Tensor | None = None
         self.scaling = 1.0
+        self.keeps_turned = True
+        """Store turned keys where that is exact: in single precision, with a rotary embedding that does not change."""
+        self.rotated = False
+        """Keys are stored turned, as attention needs them."""
         self.incoming: Chunk
+        self.ring: Tensor
+        """(min(q, w),) where in `queries` the coming tokens belong."""
+        self.turn: Rotation
+        """Of the tokens that came in last."""
 
     # ---- what transformers calls -------------------------------------------------------------------------------
 
@@ -53,7 +62,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         room = self.budget if self.budget is not None else max(GROWTH, count)
         self.keys = keys.new_zeros(batch, heads, room, keys.shape[-1])
         self.values = values.new_zeros(batch, heads, room, values.shape[-1])
+        self.rotated = self.keeps_turned and keys.dtype.itemsize >= 4 and self.rope.fixed
         self.positions = torch.zeros(self.rope.axes, batch, heads, room, dtype=torch.int32, device=keys.device)
+        if self.rope.axes > 1 and self.policy.positions == "cache":
+            self.places = torch.zeros_like(self.positions)
         self.modality = torch.zeros(batch, heads, room, dtype=torch.uint8, device=keys.device)
         self.time = torch.full((batch, heads, room), torch.nan, device=keys.device)
         self.slots = {name: torch.zeros(batch, heads, room, device=keys.device) for name in self.policy.slots}
@@ -65,18 +77,26 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         count = keys.shape[2]
-        self._make_room(count)
+        self.make_room(count)
         new = slice(self.length, self.length + count)
-        self.keys[:, :, new], self.values[:, :, new] = keys, values
-        self.positions[..., new] = self.incoming.positions[:, :, None].to(torch.int32)
+        self.positions[..., new] = self.incoming.positions[:, :, None]
+        if self.places is not None:
+            self._number(count)
+        self.turn = self._coming(count, keys)
+        self.keys[:, :, new] = rotate(keys, self.turn) if self.rotated else keys
+        self.values[:, :, new] = values
         self.modality[..., new] = self.incoming.modality[:, None]
         self.time[..., new] = self.incoming.time[:, None]
         for buffer in self.slots.values():
             buffer[..., new] = 0
-        self.length += count
-        self.seen += count
-        self.since += count
+        self.count(count)
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def count(self, coming: int) -> None:
+        """So many tokens have come in."""
+        self.length += coming
+        self.seen += coming
+        self.since += coming
 
     def get_seq_length(self) -> int:
         """Tokens ever seen: what transformers takes for the length of the sequence."""
@@ -105,29 +125,56 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def keep(self, index: Tensor) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""
-        heads = self.keys.shape[1]
-        index = index.sort(dim=-1).values.expand(-1, heads, -1)
+        index = index.sort(dim=-1).values
         size = index.shape[-1]
+        rows = index.expand(-1, self.keys.shape[1], -1)
         for buffer in self._buffers():
             live = buffer[..., : self.length, :]
             # The gather makes a copy first, so reading and writing may overlap.
-            live[..., :size, :] = live.gather(-2, index[..., None].expand(*live.shape[:-4], -1, -1, -1, live.shape[-1]))
-        self.evicted += self.length - size
+            live[..., :size, :] = gather(live, rows)
+        gone, self.length = self.length - size, size
+        self.evicted += gone
         self.compactions += 1
         self.since = 0
-        self.length = size
+        if self.places is not None:
+            self._move(close_gaps(self.positions[..., :size], self.rope.step))
+        elif self.rotated and self.policy.positions == "cache":
+            # A slot moves forward by as many as went before it; one that stays is turned by exactly nothing.
+            by = index - torch.arange(size, device=index.device)
+            cos, sin = (table[0, 0, by] for table in inverse(self.rope.span(0, gone + 1, self.keys)))
+            rotate_(self.keys[:, :, :size], (cos, sin))
+
+    def rotated_keys(self) -> Tensor:
+        """The live keys (B, H_kv, L, D), turned to their places; not to be written to."""
+        keys = self.keys[:, :, : self.length]
+        return keys if self.rotated else rotate(keys, self.rotation())
+
+    def unrotated_keys(self) -> Tensor:
+        """The live keys (B, H_kv, L, D) as the model made them; not to be written to."""
+        keys = self.keys[:, :, : self.length]
+        return rotate_(keys.clone(), inverse(self.rotation())) if self.rotated else keys
+
+    def put_keys(self, index: Tensor, rows: Tensor, changed: Tensor) -> None:
+        """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""
+        if self.rotated:
+            turns = [part.expand(-1, rows.shape[1], -1, -1) for part in self.rotation()]
+            rows = rotate(rows, (gather(turns[0], index), gather(turns[1], index)))
+        wide = index[..., None].expand(rows.shape)
+        self.keys.scatter_(2, wide, torch.where(changed, rows, self.keys.gather(2, wide)))
 
     def rotation(self) -> Rotation:
         """The rotation of every live slot."""
+        if self.policy.positions == "cache" and self.places is None:
+            return self.rope.span(0, self.length, self.keys)
         return self.rope.at(self.rotary_positions(), self.keys)
 
     def rotary_positions(self) -> Tensor:
         """The position of every live slot under the policy's numbering, (A, B, H_kv | 1, L)."""
         if self.policy.positions == "original":
             return self.positions[..., : self.length]
-        if self.rope.axes == 1:
+        if self.places is None:
             return torch.arange(self.length, device=self.device).view(1, 1, 1, -1)
-        return close_gaps(self.positions[..., : self.length], self.rope.step)
+        return self.places[..., : self.length]
 
     def inside_window(self, count: int) -> Tensor:
         """(B, H_kv | 1, count, L) bool: the live slots inside the sliding window of each of the last `count` tokens.
@@ -146,21 +193,51 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         assert self.queries is not None
         window = min(self.queries.shape[2], self.seen)
         latest = torch.arange(self.seen - window, self.seen, device=self.device) % self.queries.shape[2]
-        cos, sin = self.rotation()
-        keys = rotate(self.keys[:, :, : self.length], (cos, sin))
-        return attention_weights(
-            rotate_queries(self.queries[:, :, latest], (cos, sin)), keys, scaling=self.scaling, window=window
-        )
+        rotation = self.rope.at(self.rotary_positions()[..., -window:], self.keys)
+        turned = rotate_queries(self.queries[:, :, latest], rotation)
+        return attention_weights(turned, self.rotated_keys(), scaling=self.scaling, window=window)
 
     def remember_queries(self, queries: Tensor, scaling: float) -> None:
         """Keep the latest unrotated queries of (B, H, q, D) in a ring; token i lies at i modulo w."""
-        window = self.policy.query_window
         if self.queries is None:
-            self.queries = queries.new_zeros(*queries.shape[:2], window, queries.shape[-1])
+            self.queries = queries.new_zeros(*queries.shape[:2], self.policy.query_window, queries.shape[-1])
         self.scaling = scaling
-        count = min(window, queries.shape[2])
-        place = torch.arange(self.seen - count, self.seen, device=queries.device) % window
-        self.queries[:, :, place] = queries[:, :, -count:]
+        self.queries.index_copy_(2, self.ring, queries[:, :, -len(self.ring) :])
+
+    # ---- numbering ---------------------------------------------------------------------------------------------
+
+    def _coming(self, count: int, like: Tensor) -> Rotation:
+        """The rotation of the next `count` slots, shared by the layers in which they have the same places."""
+        if self.policy.positions == "original":
+            return self.rope.once("original", lambda: self.incoming.positions[:, :, None], like)
+        if self.places is None:
+            return self.rope.span(self.length, self.length + count, like)
+        places = self.places[..., self.length : self.length + count]
+        if self.evicted:
+            return self.rope.at(places, like)
+        return self.rope.once("intact", lambda: places[:, :, :1], like)
+
+    def _number(self, count: int) -> None:
+        """Give the next `count` slots their places, and those before them new ones where the coming ones fall among them."""
+        assert self.places is not None
+        stop = self.length + count
+        known, coming = self.positions[..., : self.length], self.positions[..., self.length : stop]
+        if self.incoming.ahead and self.length:
+            places = go_on(known, self.places[..., : self.length], coming, self.rope.step)
+            self.places[..., self.length : stop] = places
+            return
+        places = close_gaps(self.positions[..., :stop], self.rope.step)
+        if self.length:
+            self._move(places[..., : self.length])
+        self.places[..., :stop] = places
+
+    def _move(self, places: Tensor) -> None:
+        """Renumber the live slots to `places` (A, B, H_kv, L)."""
+        assert self.places is not None
+        live = self.places[..., : self.length]
+        if self.rotated:
+            rotate_(self.keys[:, :, : self.length], self.rope.at(places - live, self.keys))
+        live.copy_(places)
 
     # ---- memory ------------------------------------------------------------------------------------------------
 
@@ -174,10 +251,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def _buffers(self) -> list[Tensor]:
         """Everything that belongs to a slot, each viewed as (..., B, H_kv, N, channels)."""
-        scalars = (self.positions, self.modality, self.time, *self.slots.values())
+        places = () if self.places is None else (self.places,)
+        scalars = (self.positions, *places, self.modality, self.time, *self.slots.values())
         return [self.keys, self.values, *(buffer[..., None] for buffer in scalars)]
 
-    def _make_room(self, count: int) -> None:
+    def make_room(self, count: int) -> None:
+        """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
         if self.budget is not None and self.length + count > self.budget:
             self._evict(self.budget, count)
         have, wanted = self.keys.shape[2], self.length + count
@@ -192,7 +271,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
                 f"the KV budget of {budget}",
                 "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
             )
-        size = budget - max(count, self.policy.slack)
+        size = budget - max(count, self.policy.spare(budget))
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
         size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.streamed = self.streamed or self.policy.one_shot
@@ -220,125 +299,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             return torch.cat((live, live.new_zeros([*live.shape[:dim], room - self.length, *live.shape[dim + 1 :]])), dim)
 
         self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
+        self.places = None if self.places is None else moved(self.places, 3)
         self.modality, self.time = moved(self.modality, 2), moved(self.time, 2)
         self.slots = {name: moved(buffer, 2) for name, buffer in self.slots.items()}
 
 
-class KVCache(Cache):  # type: ignore[misc]
-    """All layers. `budgets` holds the slots of each layer, None for a layer that may grow without end.
-
-    `windows`: the sliding window of each layer, None for full attention. In a model that mixes both, a sliding layer
-    holds its own window and room for `chunk` tokens, and no policy governs it. `sliding_rope`: its rotation, if another.
-    """
-
-    layers: list[CacheLayer]
-
-    def __init__(
-        self,
-        policy: CachePolicy,
-        rope: Rope,
-        budgets: Sequence[int | None],
-        windows: Sequence[int | None] = (),
-        sliding_rope: Rope | None = None,
-        chunk: int = 1,
-    ) -> None:
-        from edgemllm.policies.window import Window
-
-        rope = copy.copy(rope)  # its step belongs to this stream
-        windows = windows or [None] * len(budgets)
-        mixed = None in windows
-        layers = []
-        for budget, window in zip(budgets, windows, strict=True):
-            if window is not None and mixed:
-                newest = Window(slack=chunk)
-                layers.append(CacheLayer(newest, sliding_rope or rope, window - 1 + chunk, window))
-            else:
-                layers.append(CacheLayer(policy, rope, budget, window))
-        super().__init__(layers=layers)
-        self.policy, self.rope, self.chunk = policy, rope, chunk
-        self.governed = [layer for layer in layers if layer.policy is policy]
-        """The layers in which the policy decides."""
-        self.settled = False
-        """Governed layers have their final shares."""
-
-    @property
-    def total(self) -> int | None:
-        """Slots of all governed layers together, None where they may grow without end."""
-        budgets = [layer.budget for layer in self.governed]
-        return None if None in budgets else sum(budget for budget in budgets if budget is not None)
-
-    def stage(self, chunk: Chunk) -> None:
-        """Say what the next forward pass inserts."""
-        self.rope.step = max(self.rope.step, chunk.step)
-        if not self.settled and any(layer.budget and layer.length + len(chunk) > layer.budget for layer in self.governed):
-            self.settle()
-        for layer in self.layers:
-            layer.incoming = chunk
-
-    def settle(self) -> None:
-        """Let the policy share the slots among the layers by what it has seen; once, since storage moves."""
-        self.settled = True
-        if self.policy.scalars:
-            self.share()
-
-    def share(self) -> None:
-        """Divide the slots among governed layers as the policy wants; each always has room for its minimum and a chunk."""
-        total = self.total
-        if total is None:
-            return
-        floor = self.policy.minimum() + max(self.chunk, self.policy.slack)
-        if floor * len(self.governed) > total:
-            return
-        wanted = self.policy.allocate(self.governed, total, floor)
-        # First those that shrink, so that the sum never exceeds the total on the way.
-        for layer, budget in sorted(zip(self.governed, wanted, strict=True), key=lambda pair: pair[1] - (pair[0].budget or 0)):
-            if budget != layer.budget:
-                layer.resize(budget)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of every live tensor."""
-        return sum(layer.nbytes for layer in self.layers)
-
-    @property
-    def seen(self) -> int:
-        """Tokens ever inserted."""
-        return self.layers[0].seen
-
-    def remembered_times(self) -> Tensor:
-        """The video seconds of which some layer still holds a token, sorted, without repeats; on the CPU."""
-        times = [layer.time[..., : layer.length].flatten() for layer in self.layers if layer.is_initialized]
-        if not times:
-            return torch.empty(0)
-        joined = torch.cat(times)
-        found: Tensor = torch.unique(joined[~joined.isnan()])
-        return found.cpu()
-
-
-def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the queries (B, H, q, D) of the last q slots by those slots' own rotation."""
-    heads, count = queries.shape[1:3]
-    cos, sin = (part[:, :, -count:] for part in rotation)
-    if 1 < cos.shape[1] < heads:
-        cos, sin = (part.repeat_interleave(heads // part.shape[1], dim=1) for part in (cos, sin))
-    return rotate(queries, (cos, sin))
-
-
-def attention_weights(queries: Tensor, keys: Tensor, scaling: float, window: int, each: bool = False) -> Tensor:
-    """Causal attention of the last `window` rotated queries to rotated keys, (B, H_kv, w, L) float32, group mean.
-
-    `each`: of every query head, (B, H, w, L).
-    """
-    batch, heads, count, size = queries.shape
-    kv_heads, length = keys.shape[1:3]
-    grouped = queries[:, :, count - window :].reshape(batch, kv_heads, heads // kv_heads * window, size)
-    logits = (grouped @ keys.mT).view(batch, kv_heads, -1, window, length).float() * scaling
-    if window > 1:
-        logits.masked_fill_(~causal_mask(window, length, keys.device), -torch.inf)
-    weights = logits.softmax(-1)
-    return weights.flatten(1, 2) if each else weights.mean(2)
-
-
-def causal_mask(rows: int, length: int, device: torch.device) -> Tensor:
-    """(rows, length) bool: the last `rows` of `length` tokens, each seeing itself and what came before."""
-    return torch.ones(rows, length, dtype=torch.bool, device=device).tril(length - rows)
+def gather(buffer: Tensor, index: Tensor) -> Tensor:
+    """Rows of (..., B, H, L, C) at `index` (B, H, n), a copy: (..., B, H, n, C)."""
+    wide = index[..., None].expand(*buffer.shape[:-4], -1, -1, -1, buffer.shape[-1])
+    return buffer.gather(-2, wide)

@@ -29,6 +29,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     if how == "none" or kept.shape[-1] == layer.length:
         return
     heads, size = layer.keys.shape[1], layer.keys.shape[-1]
+    unrotated = layer.unrotated_keys()
     kept = kept.expand(-1, heads, -1)
     gone = torch.ones(layer.keys.shape[0], heads, layer.length, dtype=torch.bool, device=layer.device)
     gone = gone.scatter_(-1, kept, False).nonzero()[:, 2].view(*kept.shape[:2], -1)
@@ -36,8 +37,8 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     def rows(buffer: Tensor, index: Tensor) -> Tensor:
         return buffer.gather(2, index[..., None].expand(-1, -1, -1, buffer.shape[-1])).float()
 
-    anchors = F.normalize(rows(layer.keys, kept), dim=-1)
-    likeness, pivot = most_similar(F.normalize(rows(layer.keys, gone), dim=-1), anchors)
+    anchors = F.normalize(rows(unrotated, kept), dim=-1)
+    likeness, pivot = most_similar(F.normalize(rows(unrotated, gone), dim=-1), anchors)
     folded = torch.ones_like(likeness)
     if filtered:
         mean = likeness.mean(1, keepdim=True)
@@ -45,12 +46,17 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     count = torch.ones(kept.shape, device=layer.device).scatter_add_(-1, pivot, folded)[..., None]
     place = pivot[..., None].expand(-1, -1, -1, size)
     share = (folded * likeness if how == "weighted" else folded / 2 if how == "pivot" else folded)[..., None]
-    for buffer in (layer.keys, layer.values) if keys else (layer.values,):
+
+    def merged(buffer: Tensor) -> Tensor:
         base = rows(buffer, kept)
         total = base.scatter_add(2, place, share * rows(buffer, gone))
         if how == "pivot":
             total = total + base * (count - 1) / 2
-        buffer.scatter_(2, kept[..., None].expand(-1, -1, -1, size), (total / count).to(buffer.dtype))
+        return (total / count).to(buffer.dtype)
+
+    layer.values.scatter_(2, kept[..., None].expand(-1, -1, -1, size), merged(layer.values))
+    if keys:
+        layer.put_keys(kept, merged(unrotated), changed=count > 1)
 
 
 def most_similar(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
-"""Rotary positions that the cache owns: keys are stored unrotated and turned here, at attention time.
+"""Rotary positions that the cache owns: the model is run at position 0, keys are turned here.
 
-Re-rotating stored half-precision keys at every eviction drifts (54 % error after 1000 evictions in bf16); this does not.
+Rotations of single precision are kept: a key is turned when it comes in, and by the difference when renumbering moves it,
+at most N times, since positions only fall. In half precision that drifts (54 % error after 1000 moves in bf16), so there keys
+stay unrotated and are turned at attention time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,6 +16,9 @@ from torch.nn import functional as F
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (B, H_kv | 1, L, R), R <= D rotated channels."""
+
+BLOCK = 256
+"""Slots turned at once in place: what they need stays in a processor's cache."""
 
 
 class Rope:
@@ -25,6 +31,29 @@ class Rope:
         """Which of its rotations, where a model has one a type of layer (Gemma 3)."""
         self.step = step
         """The largest gap between neighbouring positions in an intact prompt; wider gaps are closed to this."""
+        self._known: dict[Hashable, Rotation] = {}
+
+    @property
+    def fixed(self) -> bool:
+        """A position's rotation is the same for ever; not so where it depends on the longest text seen (dynamic NTK)."""
+        kinds = getattr(self.rotary, "rope_type", "default")
+        kind = kinds.get(self.layer_type) if isinstance(kinds, dict) else kinds
+        return kind not in ("dynamic", "longrope")
+
+    def forget(self) -> None:
+        """A new forward pass begins: rotations shared by its layers are computed anew."""
+        self._known = {}
+
+    def once(self, key: Hashable, positions: Callable[[], Tensor], like: Tensor) -> Rotation:
+        """The rotation for `positions()`, computed for the first layer of a forward pass that asks with this key."""
+        key = (key, like.dtype)
+        if key not in self._known:
+            self._known[key] = self.at(positions(), like)
+        return self._known[key]
+
+    def span(self, start: int, stop: int, like: Tensor) -> Rotation:
+        """The rotation for start, ..., stop - 1, shared by all heads and by the layers of a forward pass."""
+        return self.once((start, stop), lambda: torch.arange(start, stop, device=like.device).view(1, 1, 1, -1), like)
 
     def at(self, positions: Tensor, like: Tensor) -> Rotation:
         """The rotation for positions (A, B, h, L), h being H_kv or 1, in the type of `like`."""
@@ -45,8 +74,40 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    half = turned // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn x (B, h, L, D) in place, and return it."""
+    cos, sin = rotation
+    half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
+    for start in range(0, x.shape[2], BLOCK):
+        block = slice(start, start + BLOCK)
+        first, second = x[:, :, block, : 2 * half].chunk(2, dim=-1)
+        c, s = cos[:, :, block, :half], sin[:, :, block, :half]
+        turned = (first * c).addcmul_(second, s, value=-1)
+        second.mul_(c).addcmul_(first, s)
+        first.copy_(turned)
+    return x
+
+
+def inverse(rotation: Rotation) -> Rotation:
+    """The rotation that undoes it."""
+    cos, sin = rotation
+    return cos, -sin
+
+
+def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:
+    """Turn queries (B, H, q, D) by the rotation (B, H_kv | 1, q, R) of their KV head."""
+    heads, shared = queries.shape[1], rotation[0].shape[1]
+    if 1 < shared < heads:
+        cos, sin = (part.repeat_interleave(heads // shared, dim=1) for part in rotation)
+        return rotate(queries, (cos, sin))
+    return rotate(queries, rotation)
 
 
 def close_gaps(positions: Tensor, step: int = 1) -> Tensor:
@@ -60,3 +121,10 @@ def close_gaps(positions: Tensor, step: int = 1) -> Tensor:
     ranks = F.pad(values.diff(dim=-1).clamp(max=step).cumsum(dim=-1), (1, 0))
     dense = torch.zeros_like(values).scatter(-1, order, ranks.to(values.dtype))
     return dense.view(batch, heads, axes, length).permute(2, 0, 1, 3)
+
+
+def go_on(positions: Tensor, places: Tensor, coming: Tensor, step: int = 1) -> Tensor:
+    """What `close_gaps` gives positions `coming` (A, B, h, q) that all lie behind `positions` (A, B, h, L), now at `places`."""
+    last = positions.amax((0, 3))[None, :, :, None].expand(*coming.shape[:3], 1)
+    top = places.amax((0, 3))[None, :, :, None]
+    return close_gaps(torch.cat((last, coming), -1), step)[..., 1:] + top

@@ -31,19 +31,20 @@ class CacheSpec:
 
     def token_bytes(self, policy: CachePolicy) -> int:
         """Bytes of one cached token over all governed layers: keys, values, positions, modality, time, policy's buffers."""
-        return self.governed * self.kv_heads * (self._slot_bytes + 4 * len(policy.slots))
+        return self.governed * self.kv_heads * (self._slot_bytes(policy.positions) + 4 * len(policy.slots))
 
     def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
         """Bytes that do not depend on the budget: a policy's queries and scalars, and sliding layers fed `chunk` tokens."""
         slots = sum(window - 1 + chunk for window in self.sliding)
         queries = self.heads * policy.query_window * self.head_dim * self.itemsize
-        return self.governed * (queries + 4 * len(policy.scalars)) + slots * self.kv_heads * self._slot_bytes
+        return self.governed * (queries + 4 * len(policy.scalars)) + slots * self.kv_heads * self._slot_bytes("cache")
 
     @property
     def governed(self) -> int:
         """How many layers the policy decides for."""
         return self.layers - len(self.sliding)
 
-    @property
-    def _slot_bytes(self) -> int:
-        return 2 * self.head_dim * self.itemsize + 4 * self.axes + 1 + 4
+    def _slot_bytes(self, positions: str) -> int:
+        # With several axes the renumbered places are kept, with one they are the slots' own numbers.
+        places = self.axes if positions == "cache" and self.axes > 1 else 0
+        return 2 * self.head_dim * self.itemsize + 4 * (self.axes + places) + 1 + 4

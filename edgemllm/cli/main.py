@@ -115,12 +115,13 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import catalogue, chat, inspect, perplexity, plan, recall
+    from edgemllm.cli import bench, catalogue, chat, inspect, perplexity, plan, recall
 
     app.command(name="chat")(chat.chat)
     app.command(name="perplexity")(perplexity.perplexity)
     app.command(name="recall")(recall.recall)
     app.command(name="inspect")(inspect.inspect)
+    app.command(name="bench")(bench.bench)
     app.command(name="plan")(plan.plan)
     app.command(name="policies")(catalogue.policies)
     app.command(name="profiles")(catalogue.profiles)

@@ -91,6 +91,13 @@ CheckpointFile = Annotated[
 CheckpointEvery = Annotated[str, _option("--checkpoint-every", help="Tokens between two checkpoints.", panel=RUN)]
 Resume = Annotated[bool, _option("--resume", help="Go on from the checkpoint, if there is one.", panel=RUN)]
 Plot = Annotated[Path | None, _option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
+Contexts = Annotated[str, _option("--context", help="Tokens of the prompt, one or more: 2k,32k.", panel=RUN)]
+NewTokens = Annotated[int, _option("--new-tokens", help="Tokens decoded behind the first.", panel=RUN, min=1)]
+Repeat = Annotated[int, _option("--repeat", help="How often a cell is measured, after a warm-up.", panel=RUN, min=1)]
+CompareStock = Annotated[
+    bool, _option("--compare-stock", help="Also transformers' own generate with its growing cache.", panel=RUN)
+]
+OutputFormat = Annotated[str, _option("--output", "-o", help="md, json, jsonl or csv.", panel=OUTPUT)]
 System = Annotated[str | None, _option("--system", "-s", help="A system prompt.", panel=ANSWER)]
 MaxTokens = Annotated[int, _option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
 Temperature = Annotated[float, _option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]

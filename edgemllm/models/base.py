@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.chunk import Chunk, Modality
-from edgemllm.cache.layer import KVCache
+from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.positions import Rope
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from edgemllm.cache.layer import CacheLayer, KVCache
+    from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 
 ALL = 1 << 62
 """As `observe_window`: every query."""
@@ -31,8 +32,8 @@ class CachePolicy:
     positions: Literal["cache", "original"] = "cache"
     """`cache`: survivors are renumbered without gaps, so a stream never leaves the trained range. `original`: as seen."""
 
-    slack: int = 1
-    """Slots freed at least, beyond the tokens coming in: a larger value compacts more rarely while decoding."""
+    slack: int = 0
+    """Slots freed at once, so that one compaction serves as many decoded tokens: 1 as published; 0: budget / 64, at most 16."""
 
     shared_heads: bool = False
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
@@ -65,6 +66,10 @@ class CachePolicy:
     def minimum(self) -> int:
         """The smallest budget, in tokens, with which the policy means anything (the incoming chunk comes on top)."""
         return 1
+
+    def spare(self, budget: int) -> int:
+        """Slots that are freed at least when a layer of `budget` slots is full."""
+        return self.slack or min(max(budget // 64, 1), 16)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
         """Slots of each governed layer, at least `floor` each, summing to at most `total`."""

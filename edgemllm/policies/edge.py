@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import ALL, CachePolicy
@@ -32,9 +31,6 @@ class Edge(CachePolicy):
 
     slots: ClassVar[tuple[str, ...]] = ("memory", "twin")
     per_query_head: ClassVar[bool] = True
-
-    slack: int = 16
-    """Slots freed at least per eviction."""
 
     shared_heads: bool = True
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
@@ -73,11 +69,13 @@ class Edge(CachePolicy):
         if not self.novelty:
             return
         fresh = min(layer.since, layer.length)
-        keys = F.normalize(layer.keys[:, :, : layer.length].float(), dim=-1)
+        keys = layer.unrotated_keys().float()
+        norm = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         twin = layer.slot("twin")
         for start in range(layer.length - fresh, layer.length, BLOCK):
             stop = min(start + BLOCK, layer.length)
-            likeness = keys[:, :, :stop] @ keys[:, :, start:stop].mT
+            coming = keys[:, :, start:stop] / norm[:, :, start:stop]
+            likeness = keys[:, :, :stop] @ coming.mT / norm[:, :, :stop]
             later = torch.ones(stop, stop - start, dtype=torch.bool, device=layer.device).triu(1 - start)
             best = likeness.masked_fill_(~later, -1).amax(-1)
             torch.maximum(twin[..., :stop], best, out=twin[..., :stop])

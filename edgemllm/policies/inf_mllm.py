@@ -17,16 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import CachePolicy
 
 
 @dataclass(frozen=True)
 class InfMLLM(CachePolicy):
     """Recent + relevant tokens, scored by the retrieval window with a linear age bias."""
-
-    slack: int = 16
-    """Slots freed at least per eviction: while a long answer overflows, one scoring serves this many tokens."""
 
     window: int = 32
     """Retrieval window: latest queries that score the cache (the paper's L; a shorter prompt brings fewer)."""
@@ -66,8 +64,8 @@ class InfMLLM(CachePolicy):
     def after_prefill(self, cache: KVCache) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.
         for layer in cache.governed:
-            if layer.budget is not None and layer.length > layer.budget - self.slack:
-                self.compress(layer, max(layer.budget - self.slack, self.minimum()))
+            if layer.budget is not None and layer.length > (size := layer.budget - self.spare(layer.budget)):
+                self.compress(layer, max(size, self.minimum()))
 
     def _recent(self, layer: CacheLayer) -> int:
         budget = layer.budget or layer.length

@@ -26,9 +26,6 @@ from edgemllm.policies.base import ABOVE, CachePolicy
 class InfiniPotV(CachePolicy):
     """Key novelty against the newest frames, then value norm."""
 
-    slack: int = 16
-    """Slots freed at least per eviction."""
-
     tar: float = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""
 
@@ -40,7 +37,7 @@ class InfiniPotV(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         live = slice(layer.length)
-        keys = F.normalize(layer.keys[:, :, live].float(), dim=-1)
+        keys = F.normalize(layer.unrotated_keys().float(), dim=-1)
         place = places(layer.time[..., live])
         newest = min(self.recent, layer.length)
         likeness = torch.zeros_like(layer.time[..., live])

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.chunk import Modality
-from edgemllm.cache.layer import CacheLayer, KVCache
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
 from edgemllm.policies.base import ALL, OneShot, fit
 from edgemllm.policies.look_m import text_prior

@@ -1,0 +1,111 @@
+"""One decoded token: on CUDA a captured graph where the same shapes come back, else the plain forward pass.
+
+A bounded cache comes back to the same lengths again and again: between two compactions it grows by `slack` tokens, in storage
+that never moves. So the step at each of these few lengths is captured once, as it is, and replayed from then on; room is made
+before, eagerly. A model whose kernels cannot be captured (bitsandbytes int8, dynamic rotary embeddings) runs as before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.attention import forward, run_staged
+from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.kv_cache import KVCache
+
+log = logging.getLogger(__name__)
+MOST = 64
+"""Graphs held at once."""
+COUNTS = ("length", "seen", "since")
+"""What a forward pass counts on the host."""
+
+
+class Decoder:
+    """Runs single tokens through the language model `text_model` and `cache`."""
+
+    def __init__(self, text_model: Any, cache: KVCache) -> None:
+        self.text_model, self.cache = text_model, cache
+        self.capturing = True
+        """False after a capture has failed."""
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._met: set[Hashable] = set()
+        self._storage: tuple[int, ...] = ()
+        self._input: Chunk | None = None
+        self._ring: Tensor | None = None
+        self._pool: Any = None
+
+    def step(self, chunk: Chunk) -> Tensor:
+        """Hidden state (B, 1, E) of a chunk of one token."""
+        if not (self.capturing and chunk.embeds.is_cuda and chunk.deep is None and self._cycles()):
+            return forward(self.text_model, self.cache, chunk)
+        self.cache.stage(self._copied(chunk))
+        self._copy_ring()
+        self.cache.make_room(1)
+        key = self._shape()
+        if key not in self.graphs:
+            if key not in self._met:
+                self._met.add(key)
+                return run_staged(self.text_model, self.cache)
+            if not self._capture(key):
+                return run_staged(self.text_model, self.cache)
+        else:
+            for layer in self.cache.layers:
+                layer.count(1)
+        graph, hidden = self.graphs[key]
+        graph.replay()
+        return hidden.clone()  # the next replay writes over it
+
+    def _cycles(self) -> bool:
+        """Every layer has evicted, so that its length goes round in a circle."""
+        return all(layer.evicted for layer in self.cache.layers)
+
+    def _shape(self) -> Hashable:
+        """What the kernels of a step depend on besides the contents of storage."""
+        storage = tuple(layer.keys.data_ptr() for layer in self.cache.layers)
+        if storage != self._storage or len(self.graphs) >= MOST or len(self._met) >= 2 * MOST:
+            self._storage, self.graphs, self._met = storage, {}, set()
+        return tuple(layer.length for layer in self.cache.layers), self.cache.rope.step
+
+    def _copied(self, chunk: Chunk) -> Chunk:
+        """The token at the addresses that graphs read from."""
+        names = ("embeds", "positions", "modality", "time")
+        if self._input is None or self._input.embeds.dtype != chunk.embeds.dtype:
+            fixed = {name: getattr(chunk, name).clone(memory_format=torch.contiguous_format) for name in names}
+            self._input = dataclasses.replace(chunk, **fixed)
+        for name in names:
+            getattr(self._input, name).copy_(getattr(chunk, name))
+        return dataclasses.replace(self._input, step=chunk.step, ahead=chunk.ahead)
+
+    def _copy_ring(self) -> None:
+        ring = self.cache.layers[0].ring
+        if self._ring is None or self._ring.shape != ring.shape:
+            self._ring = ring.clone()
+        self._ring.copy_(ring)
+        for layer in self.cache.layers:
+            layer.ring = self._ring
+
+    def _capture(self, key: Hashable) -> bool:
+        """Record the staged step; counts then stand as after it, though its kernels have not run."""
+        before = [[getattr(layer, name) for name in COUNTS] for layer in self.cache.layers]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self._pool):
+                hidden = run_staged(self.text_model, self.cache)
+        except RuntimeError as error:
+            log.info("decoding without CUDA graphs: %s", str(error).splitlines()[0])
+            self.capturing, self.graphs = False, {}
+            for layer, counts in zip(self.cache.layers, before, strict=True):
+                for name, value in zip(COUNTS, counts, strict=True):
+                    setattr(layer, name, value)
+            return False
+        finally:
+            self.cache.forget_rotations()  # what was computed inside a graph is valid only there
+        self.graphs[key] = (graph, hidden)
+        return True

@@ -1,0 +1,149 @@
+"""`edgemllm bench` and the decode path: what is counted and written, never how fast it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import llama, qwen2_vl, random_ids
+
+from edgemllm import policies
+from edgemllm.cache.attention import NAME, forward
+from edgemllm.cache.decode import Decoder
+from edgemllm.cache.positions import Rope, inverse, rotate, rotate_
+from edgemllm.errors import UsageError
+from edgemllm.launch import Request
+from edgemllm.runs.bench import STOCK, grid, read_bytes
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgemllm", "bench", "--new-tokens", "3", "--repeat", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_a_grid_beside_stock_as_json() -> None:
+    done = bench("--policy", "full,inf-mllm", "--context", "200", "--kv-budget", "96", "--compare-stock", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema"] == "edgemllm/1"
+    assert found["command"] == "bench"
+    assert found["device"] == "cpu"
+    stock, full, bounded = found["runs"]
+    assert [run["policy"] for run in found["runs"]] == ["stock", "full", "inf-mllm"]
+    for run in found["runs"]:
+        assert run["context"] == 200
+        assert len(run["decode_ms_samples"]) == 2 * 3
+        assert len(run["ttft_ms_samples"]) == 2
+        assert run["decode_tps"] == pytest.approx(1e3 / run["decode_ms"]["median"], rel=1e-3)
+        assert 0 < run["roofline_share"]
+        assert run["kv"]["seen_tokens"] == 203
+        assert run["memory"]["rss_peak_bytes"] > run["weights_bytes"]
+    assert (stock["kv_budget_tokens"], full["kv_budget_tokens"], bounded["kv_budget_tokens"]) == (None, None, 96)
+    assert stock["kv"]["tokens"] == 203
+    assert stock["kv"]["bytes"] < full["kv"]["bytes"], "full has room to grow, and notes beside keys and values"
+    assert full["kv"]["tokens"] == 203
+    assert bounded["kv"]["tokens"] <= 96
+    assert bounded["kv"]["bytes"] == bounded["kv"]["budget_bytes"]
+    assert bounded["kv"]["evicted_tokens"] == pytest.approx(203 - bounded["kv"]["tokens"], abs=1)
+
+
+@pytest.mark.slow
+def test_csv_and_events_say_the_same_as_the_table() -> None:
+    done = bench("--policy", "window", "--context", "100,120", "--kv-budget", "64", "-o", "csv", "-q")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [(row["policy"], row["context"], row["kv_budget_tokens"]) for row in rows] == [
+        ("window", "100", "64"),
+        ("window", "120", "64"),
+    ]
+    assert len(rows[0]["decode_ms_samples"].split()) == 6
+
+
+def test_what_cannot_run_is_refused_beforehand() -> None:
+    refused = bench("--policy", "full", "--context", "300", "--kv-budget", "64")
+    assert refused.returncode == 4
+    assert "never evicts" in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_the_grid_has_every_combination_and_one_row_for_what_never_evicts() -> None:
+    cells = grid(Request(), [STOCK, "full", "window", "h2o"], [100, 200], ["64", "25%"], ["none"], 4, 1)
+    found = [(cell.policy, cell.context, cell.request.kv_budget) for cell in cells if cell.context == 100]
+    assert found == [
+        (STOCK, 100, "auto"), ("full", 100, "auto"), ("window", 100, "64"), ("window", 100, "25%"), ("h2o", 100, "64"),
+        ("h2o", 100, "25%"),
+    ]  # fmt: skip
+    assert len(cells) == 12
+    with pytest.raises(UsageError, match="twice"):
+        grid(Request(), ["h2o", "h2o"], [100], ["64"], ["none"], 4, 1)
+
+
+def test_a_decoded_token_reads_decoder_and_head_but_one_row_of_the_table() -> None:
+    tiny = llama()
+    all_of_it = sum(each.nbytes for each in tiny.model.parameters())
+    assert read_bytes(tiny.family) == all_of_it - tiny.text.embed_tokens.weight.nbytes
+
+
+def test_turning_back_gives_the_key_again() -> None:
+    rope, keys = Rope(llama().text.rotary_emb), torch.randn(1, 2, 600, 16)
+    rotation = rope.span(0, 600, keys)
+    turned = rotate(keys, rotation)
+    torch.testing.assert_close(rotate_(turned.clone(), inverse(rotation)), keys, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rotate_(keys.clone(), rotation), turned)
+
+
+@pytest.mark.usefixtures("inference")
+@pytest.mark.parametrize("make", [llama, qwen2_vl])
+@pytest.mark.parametrize("name", ["streaming-llm", "h2o", "edge"])
+def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> None:
+    """After a thousand tokens and as many compactions the stored keys still are the unrotated ones at their places."""
+    tiny, settings = make(), ["recent=4"] if name == "edge" else []
+    tiny.use(NAME)
+    turned, plain = (tiny.new_cache(policies.build(name, settings), 40, 8) for _ in range(2))
+    for layer in plain.layers:
+        layer.keeps_turned = False
+    for number in range(1000):
+        part = tiny.text_chunk(random_ids(1, seed=number), number)
+        for cache in (turned, plain):
+            forward(tiny.text, cache, part)
+    for ours, theirs in zip(turned.layers, plain.layers, strict=True):
+        assert ours.rotated
+        assert not theirs.rotated
+        assert (ours.positions == theirs.positions).all()
+        torch.testing.assert_close(ours.rotated_keys(), theirs.rotated_keys(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["streaming-llm", "inf-mllm", "h2o", "edge"])
+def test_captured_graphs_and_eager_steps_agree(name: str, dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    tiny = llama()
+    tiny.model.to("cuda", dtype)
+    tiny.use(NAME)
+    with torch.inference_mode():
+        eager, captured = (tiny.new_cache(policies.build(name), 256, 64) for _ in range(2))
+        decoder = Decoder(tiny.text, captured)
+        for part in tiny.text_chunk(random_ids(320)).split(64):
+            forward(tiny.text, eager, part)
+            forward(tiny.text, captured, part)
+        for number in range(40):
+            one = tiny.text_chunk(random_ids(1, seed=number), 320 + number)
+            want, got = forward(tiny.text, eager, one), decoder.step(one)
+            torch.testing.assert_close(got, want, atol=1e-5 if dtype is torch.float32 else 2e-2, rtol=1e-2)
+        assert decoder.graphs, "nothing was captured"
+        for mine, theirs in zip(captured.layers, eager.layers, strict=True):
+            assert (mine.length, mine.seen, mine.evicted) == (theirs.length, theirs.seen, theirs.evicted)
+            assert (mine.positions[..., : mine.length] == theirs.positions[..., : theirs.length]).all()
+
+
+def test_help_starts_without_the_heavy_libraries() -> None:
+    code = "import sys; from edgemllm.cli import main; print([m for m in ('torch', 'transformers', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
