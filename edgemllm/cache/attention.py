@@ -45,8 +45,13 @@ def attention(
     rotation = layer.rotation()
     query, key = rotate_queries(query, rotation), rotate(key, rotation)
     mask = causal_mask(count, length, key.device) if 1 < count < length else None
+    both_ways = layer.incoming.block is not None and count > 1
+    if both_ways:
+        mask = causal_mask(count, length, key.device)
+        block = layer.incoming.block[0]
+        mask[:, -count:] |= (block == block[:, None]) & (block >= 0)
     if layer.window is not None and (length > layer.window or policy.positions == "original"):
-        mask = layer.inside_window(count) & causal_mask(count, length, key.device)
+        mask = layer.inside_window(count) & (mask if both_ways else causal_mask(count, length, key.device))
         if 1 < mask.shape[1] < heads:
             mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
     out = F.scaled_dot_product_attention(

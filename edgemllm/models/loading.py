@@ -44,6 +44,7 @@ def locate(name: str, offline: bool = False, trust_remote_code: bool = False) ->
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model {name}: its config.json is not understood: {reason}") from error
+    family_of(config.model_type).check(config)
     return Checkpoint(name, folder, config)
 
 

@@ -32,6 +32,8 @@ class QwenVLFamily(ModelFamily):
     """Qwen-VL checkpoints in transformers format."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    text_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+    vision_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual",)
     axes: ClassVar[int] = 3
 

@@ -31,6 +31,7 @@ class Idefics3Family(ModelFamily):
     """Idefics3: still images."""
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3",)
+    vision_types: ClassVar[tuple[str, ...]] = ("idefics3_vision", "smolvlm_vision")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_model", "model.connector")
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
@@ -96,6 +97,7 @@ class SmolVLMFamily(Idefics3Family):
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         super().__init__(model, tokenizer, folder, detail)
         self.video_token = getattr(tokenizer, "video_token", "<video>")
+        self.around = {"video": ("", "\n\n")}
         template = tokenizer.chat_template
         if isinstance(template, str) and "video" not in template:
             # As in transformers: the template of the first checkpoints has no place for a video.
@@ -117,9 +119,6 @@ class SmolVLMFamily(Idefics3Family):
             place = chunks[-1].next_position if chunks else offset
             chunks.append(self.compose([name, seen, self.around], place, frame.time))
         return Chunk.join(chunks)
-
-    def video_end(self, offset: int) -> Chunk | None:
-        return self.compose(["\n\n"], offset)
 
 
 def _longest(config: Any, longest: int, detail: Detail) -> int:
