@@ -33,7 +33,7 @@ class QwenVLFamily(ModelFamily):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     text_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
-    vision_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    vision_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual",)
     axes: ClassVar[int] = 3
 

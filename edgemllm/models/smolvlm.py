@@ -37,7 +37,7 @@ class Idefics3Family(ModelFamily):
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         super().__init__(model, tokenizer, folder, detail)
         self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.around = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        self.fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
         self.whole = getattr(tokenizer, "global_image_token", "<global-img>")
 
     @property
@@ -79,9 +79,9 @@ class Idefics3Family(ModelFamily):
         for number, part in enumerate(parts):
             row, column = divmod(number, columns)
             before = "\n" if number and column == 0 else ""
-            pieces += [f"{before}{self.around}<row_{row + 1}_col_{column + 1}>", part]
+            pieces += [f"{before}{self.fake}<row_{row + 1}_col_{column + 1}>", part]
         gap = "\n\n" if rows else ""
-        return self.compose([*pieces, f"{gap}{self.around}{self.whole}", whole, self.around], offset)
+        return self.compose([*pieces, f"{gap}{self.fake}{self.whole}", whole, self.fake], offset)
 
     def features(self, batch: Tensor) -> list[Tensor]:
         """Squares (n, 3, side, side) to the features (tokens, E) of each."""
@@ -115,9 +115,9 @@ class SmolVLMFamily(Idefics3Family):
         chunks: list[Chunk] = []
         for frame, seen in zip(frames, self.features(batch), strict=True):
             minutes, seconds = divmod(int(frame.time), 60)
-            name = f"\nFrame from {minutes:02d}:{seconds:02d}:{self.around}{self.whole}"
+            name = f"\nFrame from {minutes:02d}:{seconds:02d}:{self.fake}{self.whole}"
             place = chunks[-1].next_position if chunks else offset
-            chunks.append(self.compose([name, seen, self.around], place, frame.time))
+            chunks.append(self.compose([name, seen, self.fake], place, frame.time))
         return Chunk.join(chunks)
 
 
