@@ -115,12 +115,13 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import catalogue, chat, perplexity, plan
+    from edgemllm.cli import catalogue, chat, models, perplexity, plan
 
     app.command(name="chat")(chat.chat)
     app.command(name="perplexity")(perplexity.perplexity)
     app.command(name="plan")(plan.plan)
     app.command(name="policies")(catalogue.policies)
+    app.command(name="models")(models.models)
     app.command(name="profiles")(catalogue.profiles)
 
 

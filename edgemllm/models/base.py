@@ -120,7 +120,10 @@ class ModelFamily:
     @classmethod
     def check(cls, config: Any) -> None:
         """UsageError for a configuration of these model types whose parts this family cannot feed."""
-        parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", _tower(config), cls.vision_types))
+        parts = (
+            ("language model", config.get_text_config(), cls.text_types),
+            ("vision tower", _tower(config), cls.vision_types),
+        )
         for part, inner, known in parts:
             if inner is not None and inner.model_type not in known:
                 raise UsageError(
@@ -132,6 +135,11 @@ class ModelFamily:
     def together(cls, config: Any) -> int:
         """Tokens that have to come in one forward pass, because they see each other both ways."""
         return 1
+
+    @classmethod
+    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
+        """Patches of the largest picture that goes through a tower of any resolution at once; None: its one size."""
+        return None
 
     @classmethod
     def check_detail(cls, config: Any, detail: Detail) -> None:
@@ -208,10 +216,6 @@ class Clip:
         """What is still waiting, and what closes the video."""
         chunk: Chunk | None = self.family.video_end(offset)
         return chunk
-
-
-def _tower(config: Any) -> Any:
-    return getattr(config, "vision_config", None)
 
 
 def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:

@@ -88,7 +88,9 @@ def _check_whole(name: str, path: Path) -> None:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, size)))
-        needed = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        needed = (
+            8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise MissingError(f"model folder {name}: {path.name} ({size} bytes) is damaged", "fetch it again") from error
     if size < needed:

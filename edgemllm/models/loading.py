@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.models import family_of, hub, shipped
@@ -38,6 +40,14 @@ class Checkpoint:
     def ready_made(self) -> str:
         """The method it was quantised with beforehand, or nothing."""
         return method_of(self.config)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Its sizes; what was quantised beforehand takes the bytes of its files."""
+        spec = ModelSpec.from_config(self.config)
+        if not self.ready_made or self.folder is None:
+            return spec
+        return replace(spec, stored_bytes=sum(path.stat().st_size for path in self.folder.glob("*.safetensors")))
 
 
 def locate(

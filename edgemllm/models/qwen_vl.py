@@ -52,6 +52,11 @@ class QwenVLFamily(ModelFamily):
         return each + (8 if config.model_type == "qwen3_vl" else 0), specs[1].most_tokens
 
     @classmethod
+    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
+        spec = default_spec(config, "video").within(detail, video=True)
+        return spec.most_tokens * spec.merge**2
+
+    @classmethod
     def check_detail(cls, config: Any, detail: Detail) -> None:
         cls.media_tokens(config, detail)
 

@@ -18,16 +18,27 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """A configuration as in the checkpoint's own config.json; `_name_or_path` is its hub id. Raises UsageError."""
-    if name not in names():
-        raise UsageError(f"no model {PREFIX}{name}{nearest(name, names())}", f"one of {', '.join(names())}")
-    found: dict[str, Any] = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    """A configuration as in the checkpoint's own config.json. Raises UsageError."""
+    found = _file(name)
+    found.pop("parameters")
     return found
 
 
 def hub_id(name: str) -> str:
     """Where the trained weights are; empty for an architecture of our own."""
-    return str(read(name).get("_name_or_path") or "")
+    return str(_file(name)["_name_or_path"])
+
+
+def parameters(name: str) -> int:
+    """How many numbers its weights are."""
+    return int(_file(name)["parameters"])
+
+
+def _file(name: str) -> dict[str, Any]:
+    if name not in names():
+        raise UsageError(f"no model {PREFIX}{name}{nearest(name, names())}", f"one of {', '.join(names())}")
+    found: dict[str, Any] = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _folder() -> Path:

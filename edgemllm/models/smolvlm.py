@@ -17,8 +17,8 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.errors import UsageError
 from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.inputs.frame import Frame
-from edgemllm.inputs.pixels import PixelSpec, pixels, processor_config
-from edgemllm.inputs.tiles import split
+from edgemllm.inputs.pixels import PixelSpec, processor_config
+from edgemllm.inputs.tiles import split, squares
 from edgemllm.models.base import ModelFamily
 
 HALF = (0.5, 0.5, 0.5)
@@ -111,7 +111,8 @@ class SmolVLMFamily(Idefics3Family):
         return self._spec("video")
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
-        batch = pixels([frame.pixels for frame in frames], self.video_spec)
+        longest = (processor_config(self.folder, "video").get("size") or {}).get("longest_edge")
+        batch = squares([frame.pixels for frame in frames], self.video_spec, longest)
         chunks: list[Chunk] = []
         for frame, seen in zip(frames, self.features(batch), strict=True):
             minutes, seconds = divmod(int(frame.time), 60)
