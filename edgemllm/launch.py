@@ -137,6 +137,8 @@ def prepare(
     dtype = _dtype(request.dtype, profile, device)
     spec = checkpoint.spec
     patches = family.most_patches(checkpoint.config, request.detail)
+    # Frames that share their tokens are encoded together: the patches of the largest picture are those of them all.
+    shared = int(getattr(getattr(checkpoint.config, "vision_config", None), "temporal_patch_size", None) or 1)
     if spec.vision is not None and patches is not None:
         spec = replace(spec, vision=replace(spec.vision, patches=patches))
     quant = request.quant
@@ -161,7 +163,7 @@ def prepare(
         bounded=policy.bounded,
         renumbers=policy.positions == "cache",
         score_rows=min(chunk, max(policy.query_window, policy.observe_window)),
-        frames=FRAMES_AT_ONCE,
+        frames=max(1, FRAMES_AT_ONCE // shared),
         bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
     )  # fmt: skip
     slots: int | None = planned.kv_budget_tokens

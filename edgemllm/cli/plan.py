@@ -130,7 +130,7 @@ def _body(launch: Launch) -> dict[str, Any]:
 def table(found: dict[str, Launch | DoesNotFitError]) -> str:
     """A line for every device."""
     head = ("profile", "quant", "weights", "vision", "activ.", "kv", "total", "free", "kv tokens", "tok/s <=", "")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, made in found.items():
         if isinstance(made, DoesNotFitError):
             rows.append((name, *[""] * 9, made.message))

@@ -52,7 +52,7 @@ def squares(frames: Sequence[Pixels], spec: PixelSpec, longest: int | None) -> T
 
     if longest is not None:
         sizes = [get_resize_output_image_size(frame.transpose(2, 0, 1), longest) for frame in frames]
-        frames = [resize(frame, *size, spec.resample) for frame, size in zip(frames, sizes, strict=True)]
+        frames = [resize(frame, tall, wide, spec.resample) for frame, (tall, wide) in zip(frames, sizes, strict=True)]
     return pixels(frames, spec)
 
 

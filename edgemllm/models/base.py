@@ -120,10 +120,8 @@ class ModelFamily:
     @classmethod
     def check(cls, config: Any) -> None:
         """UsageError for a configuration of these model types whose parts this family cannot feed."""
-        parts = (
-            ("language model", config.get_text_config(), cls.text_types),
-            ("vision tower", _tower(config), cls.vision_types),
-        )
+        tower = getattr(config, "vision_config", None)
+        parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", tower, cls.vision_types))
         for part, inner, known in parts:
             if inner is not None and inner.model_type not in known:
                 raise UsageError(

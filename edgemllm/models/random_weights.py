@@ -12,7 +12,7 @@ from torch import nn
 from edgemllm.models.quantisation import quantised, require_bitsandbytes
 
 
-def random_model(auto: Any, config: Any, quant: str, dtype: torch.dtype, device: str, attention: Any) -> nn.Module:
+def random_model(auto: Any, config: Any, quant: str, dtype: torch.dtype, device: str, attention: Any) -> Any:
     """A model of `config` as its architecture initialises it, on `device`; only the decoder's linear layers are quantised.
 
     auto: the transformers class, such as AutoModelForCausalLM. Seeded: the same weights every time on one device.
