@@ -33,8 +33,8 @@ from edgemllm.session import FRAMES_AT_ONCE, Sampling, Session
 
 HEIGHT, WIDTH, PIECE = 360, 640, 600
 COLUMNS = (
-    "quant", "weights planned", "weights", "load s", "KV budget", "KV", "peak after 10 min", "peak", "frames/s", "prefill tok/s",
-    "decode tok/s",
+    "quant", "weights planned", "weights", "load s", "KV budget", "KV", "peak after 10 min", "peak", "frames/s",
+    "prefill tok/s", "decode tok/s",
 )  # fmt: skip
 
 
