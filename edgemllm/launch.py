@@ -5,13 +5,15 @@ Nothing large is loaded before the plan says that it fits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.device import memory, profiles
 from edgemllm.device.plan import Plan, parse_kv_budget, plan
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
+from edgemllm.inputs.detail import ANY, Detail
 
 if TYPE_CHECKING:
     from edgemllm.device.profiles import DeviceProfile
@@ -43,6 +45,7 @@ class Request:
     offline: bool = False
     trust_remote_code: bool = False
     system: str | None = None
+    detail: Detail = ANY
 
 
 @dataclass
@@ -75,7 +78,9 @@ class Launch:
 
         if family is None:
             with out_of_memory():
-                family = load(self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code)
+                family = load(
+                    self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
+                )
         self.quant = quantisation_of(family.model)
         session = Session(family, self.policy, self.budget, self.chunk, self.request.system)
         if on_step is not None:
@@ -95,9 +100,14 @@ class Launch:
 
 
 def prepare(
-    request: Request, input_tokens: Callable[[Any], int | None] = lambda config: None, plan_only: bool = False
+    request: Request,
+    input_tokens: Callable[[Any], int | None] = lambda config: None,
+    plan_only: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> Launch:
     """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
+
+    `checkpoint`: that of the request, where it was already looked up.
 
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
     """
@@ -117,18 +127,28 @@ def prepare(
     policy_name = request.policy or profile.cache.policy
     policy = policies.build(policy_name, request.settings)
     budget = parse_kv_budget(request.kv_budget)
-    checkpoint = loading.locate(request.model, request.offline, request.trust_remote_code)
+    checkpoint = checkpoint or loading.locate(request.model, request.offline, request.trust_remote_code, _say)
     family = checkpoint.family
-
-    from edgemllm.device.model_spec import ModelSpec
+    family.check_detail(checkpoint.config, request.detail)
 
     # A plan for another machine takes that machine's word; a run takes what is here.
     elsewhere = plan_only and request.profile != "auto"
     device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     dtype = _dtype(request.dtype, profile, device)
-    spec = ModelSpec.from_config(checkpoint.config)
+    spec = checkpoint.spec
+    patches = family.most_patches(checkpoint.config, request.detail)
+    # Frames that share their tokens are encoded together: the patches of the largest picture are those of them all.
+    shared = int(getattr(getattr(checkpoint.config, "vision_config", None), "temporal_patch_size", None) or 1)
+    if spec.vision is not None and patches is not None:
+        spec = replace(spec, vision=replace(spec.vision, patches=patches))
     quant = request.quant
-    if quant == "auto":
+    if checkpoint.ready_made:
+        if quant not in ("auto", "none"):
+            raise UsageError(
+                f"--quant {quant}: {request.model} is already quantised with {checkpoint.ready_made}", "leave --quant out"
+            )
+        quant = "none"
+    elif quant == "auto":
         quant = profile.weights if spec.linear_parameters >= SMALL_MODEL else "none"
     shape = cache_spec(checkpoint.config.get_text_config(), _itemsize(dtype), family.axes)
     chunk = request.chunk or profile.chunk
@@ -143,7 +163,7 @@ def prepare(
         bounded=policy.bounded,
         renumbers=policy.positions == "cache",
         score_rows=min(chunk, max(policy.query_window, policy.observe_window)),
-        frames=FRAMES_AT_ONCE,
+        frames=max(1, FRAMES_AT_ONCE // shared),
         bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
     )  # fmt: skip
     slots: int | None = planned.kv_budget_tokens
@@ -157,7 +177,7 @@ def prepare(
                 f"--chunk {room} or less, or a larger --kv-budget",
             )
         # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
-        chunk = request.chunk or max(1, min(chunk, slots // 4, room))
+        chunk = request.chunk or max(1, min(max(min(chunk, slots // 4), family.together(checkpoint.config)), room))
     return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here)
 
 
@@ -200,7 +220,19 @@ def _dtype(wanted: str, profile: DeviceProfile, device: str) -> str:
     if wanted != "auto":
         return wanted
     # Most processors compute half precision more slowly than single.
-    return "float32" if device == "cpu" else profile.dtype
+    if device == "cpu":
+        return "float32"
+    if device == "cuda" and profile.dtype == "bfloat16":
+        import torch
+
+        # Before Ampere there is no bfloat16; a plan for another machine believes its profile.
+        if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
+            return "float16"
+    return profile.dtype
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _itemsize(dtype: str) -> int:

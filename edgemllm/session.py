@@ -106,6 +106,12 @@ class Session:
                 f"chunks of {self.chunk} tokens leave too little of a KV budget of {self.budget} tokens a layer",
                 f"--chunk {self.budget - self.policy.minimum()} or less, or a larger --kv-budget",
             )
+        least = self.family.together(self.family.model.config)
+        if self.chunk < least:
+            raise DoesNotFitError(
+                f"chunks of {self.chunk} tokens would cut pictures apart: their {least} tokens see each other both ways",
+                f"--chunk {least} or more, and a --kv-budget of {least + self.policy.minimum()} or more",
+            )
         self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
         tokens = {"image": self.family.image_token, "video": self.family.video_token}
         self._tokens = tokens
@@ -115,7 +121,7 @@ class Session:
     @property
     def format(self) -> ChatFormat:
         """The chat template; raises MissingError for a model that has none."""
-        self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens)
+        self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens, self.family.around)
         return self._format
 
     def clear(self) -> None:

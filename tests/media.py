@@ -83,7 +83,7 @@ def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
         ids = say("\n".join(f"Frame{number + 1}: <img>{'<image>' * 4}</img>" for number in range(len(frames))))
     elif kind == "smolvlm":
         square = f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
-        ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames) + "\n\n")
+        ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames))
     return ids
 
 
@@ -129,6 +129,9 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
         parts = [] if image is None else [best_grid(image.pixels, tiny.family.image_spec, 12)]
         parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []
         inputs["pixel_values"] = torch.cat(parts)
+    if kind == "gemma3" and image is not None:
+        inputs["pixel_values"] = pixels([image.pixels], tiny.family.image_spec)
+        inputs["token_type_ids"] = (place == IMAGE).long()
     if kind in ("idefics3", "smolvlm"):
         parts = [] if image is None else [split(image.pixels, tiny.family.image_spec, 64)[0]]
         parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []

@@ -137,7 +137,7 @@ def broken(tmp_path: Path) -> dict[str, list[str]]:
         "chunk": ["2", "--chunk", "--chunk", "0", "hi"],
         "progress": ["2", "--progress", "--progress", "loud", "hi"],
         "cuda": ["2", "cuda", "--device", "cuda", "hi"],
-        "random model": ["2", "random", "--model", "random:qwen2.5-vl-7b", "hi"],
+        "random model": ["2", "did you mean", "--model", "random:qwen2.5-vl-7", "hi"],
     }
 
 

@@ -11,6 +11,10 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     Idefics3Config,
@@ -112,8 +116,9 @@ class Tiny(SimpleNamespace):
         return logits
 
     def run(self, chunk: Chunk, size: int, policy: Any, budgets: list[int | None] | int | None = None) -> Tensor:
-        """Logits of all tokens through our cache, in chunks."""
+        """Logits of all tokens through our cache, in chunks: of one picture at least where its tokens come together."""
         self.use(NAME)
+        size = max(size, self.family.together(self.model.config))
         self.cache = self.new_cache(policy, budgets, size)
         hidden = [forward(self.text, self.cache, part) for part in chunk.split(size)]
         return self.family.logits(torch.cat(hidden, 1))
@@ -282,7 +287,26 @@ def smolvlm() -> Tiny:
     return tiny(SmolVLMForConditionalGeneration, config)
 
 
-TEXT_MODELS = [llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
+LOCAL = {**TEXT, "num_hidden_layers": 3, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 12}
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def gemma3_text() -> Tiny:
+    config = Gemma3TextConfig(**LOCAL, layer_types=LAYERS, final_logit_softcapping=5.0)
+    return tiny(Gemma3ForCausalLM, config)
+
+
+def gemma3() -> Tiny:
+    config = Gemma3Config(
+        text_config={**LOCAL, "layer_types": LAYERS}, vision_config={**SQUARE, "vision_use_head": False},
+        image_token_index=IMAGE, boi_token_index=91, eoi_token_index=90, mm_tokens_per_image=4,
+    )  # fmt: skip
+    made = tiny(Gemma3ForConditionalGeneration, config, "<img>")
+    torch.nn.init.normal_(made.model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)  # else all zero
+    return made
+
+
+TEXT_MODELS = [gemma3_text, llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox]
 VISION_MODELS = [
     llava,
     llava_next,
@@ -294,5 +318,6 @@ VISION_MODELS = [
     internvl,
     idefics3,
     smolvlm,
+    gemma3,
 ]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]

@@ -44,8 +44,35 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if policy.query_window:
         layer.remember_queries(query, scale)
+<<<<<<< HEAD
     query, key = rotate_queries(query, layer.turn), layer.rotated_keys()
     mask = _window_mask(layer, *query.shape[1:3])
+=======
+
+    rotation = layer.rotation()
+    query, key = rotate_queries(query, rotation), rotate(key, rotation)
+    mask = causal_mask(count, length, key.device) if 1 < count < length else None
+    both_ways = layer.incoming.block is not None and count > 1
+    if both_ways:
+        mask = causal_mask(count, length, key.device)
+        block = layer.incoming.block[0]
+        mask[:, -count:] |= (block == block[:, None]) & (block >= 0)
+    if layer.window is not None and (length > layer.window or policy.positions == "original"):
+        mask = layer.inside_window(count) & (mask if both_ways else causal_mask(count, length, key.device))
+        if 1 < mask.shape[1] < heads:
+            mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and 1 < count == length,
+        scale=scale,
+        enable_gqa=heads > key.shape[1],
+    )
+
+    # Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
+>>>>>>> families
     watched = min(count, policy.observe_window)
     if watched == count == 1 and mask is None:
         out = _attend_and_show(layer, query, key, value, scale)

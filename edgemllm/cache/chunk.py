@@ -32,7 +32,11 @@ class Chunk:
     time       (B, q) float32: seconds of the video the token shows, NaN where there is none
     deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
     step       the native gap between neighbouring positions: renumbering never widens or narrows it
+<<<<<<< HEAD
     ahead      every position lies behind all that came before: known of text, not of part of a picture
+=======
+    block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
+>>>>>>> families
     """
 
     embeds: Tensor
@@ -41,7 +45,11 @@ class Chunk:
     time: Tensor
     deep: Tensor | None = None
     step: int = 1
+<<<<<<< HEAD
     ahead: bool = False
+=======
+    block: Tensor | None = None
+>>>>>>> families
 
     def __len__(self) -> int:
         return self.embeds.shape[1]
@@ -52,12 +60,31 @@ class Chunk:
         return int(self.positions.max()) + 1 if len(self) else 0
 
     def split(self, size: int) -> Iterator[Chunk]:
-        """Pieces of at most `size` tokens, in order."""
-        for start in range(0, len(self), size):
-            part = slice(start, start + size)
+        """Pieces of at most `size` tokens, in order. A block is never cut: one that is longer comes whole."""
+        start = 0
+        while start < len(self):
+            part = slice(start, self._cut(start, size))
             deep = None if self.deep is None else self.deep[:, :, part]
+            block = None if self.block is None else self.block[:, part]
             embeds, positions = self.embeds[:, part], self.positions[..., part]
+<<<<<<< HEAD
             yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step, self.ahead)
+=======
+            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step, block)
+            start = part.stop
+
+    def _cut(self, start: int, size: int) -> int:
+        """Where the piece that begins at `start` ends."""
+        stop = min(start + size, len(self))
+        if self.block is None or stop == len(self):
+            return stop
+        name = self.block[0, stop]
+        if name < 0 or self.block[0, stop - 1] != name:
+            return stop
+        inside = (self.block[0] == name).nonzero()
+        first, last = int(inside[0]), int(inside[-1])
+        return first if first > start else last + 1
+>>>>>>> families
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
@@ -75,6 +102,10 @@ class Chunk:
         if depth:
             none = [chunk.embeds.new_zeros(depth, *chunk.embeds.shape) for chunk in chunks]
             deep = torch.cat([chunk.deep if chunk.deep is not None else none[i] for i, chunk in enumerate(chunks)], 2)
+        block = None
+        if any(chunk.block is not None for chunk in chunks):
+            alone = [torch.full_like(chunk.modality, -1, dtype=torch.long) for chunk in chunks]
+            block = torch.cat([chunk.block if chunk.block is not None else alone[i] for i, chunk in enumerate(chunks)], 1)
         return Chunk(
             torch.cat([chunk.embeds for chunk in chunks], 1),
             torch.cat([chunk.positions for chunk in chunks], 2),
@@ -82,5 +113,9 @@ class Chunk:
             torch.cat([chunk.time for chunk in chunks], 1),
             deep,
             max(chunk.step for chunk in chunks),
+<<<<<<< HEAD
             all(chunk.ahead for chunk in chunks),
+=======
+            block,
+>>>>>>> families
         )

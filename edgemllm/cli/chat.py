@@ -18,6 +18,7 @@ from edgemllm.inputs.clock import parse_time
 
 if TYPE_CHECKING:
     from edgemllm.display.line import Display
+    from edgemllm.inputs.detail import Detail
     from edgemllm.inputs.video import Video
     from edgemllm.launch import Launch
     from edgemllm.session import Sampling, Session
@@ -35,6 +36,8 @@ def chat(
     max_frames: options.MaxFrames = None,
     start: options.Start = None,
     end: options.End = None,
+    max_pixels: options.MaxPixels = None,
+    tokens_per_frame: options.TokensPerFrame = None,
     model: options.Model = "demo",
     profile: options.Profile = "auto",
     policy: options.Policy = None,
@@ -74,16 +77,16 @@ def chat(
     from edgemllm.cli.main import quiet_libraries
 
     quiet_libraries(verbose)
+    from edgemllm.inputs.detail import Detail
     from edgemllm.inputs.video import Video
     from edgemllm.launch import Request, prepare
     from edgemllm.session import Sampling
 
     times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
     sources = [Video.open(source, fps=fps, max_frames=max_frames, **times) for source in video]  # type: ignore[arg-type]
-    launch = prepare(
-        Request(model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system),
-        lambda config: _input_tokens(config, sources, image, questions or []),
-    )
+    detail = Detail(max_pixels, tokens_per_frame)
+    asked_for = (model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system)
+    launch = prepare(Request(*asked_for, detail), lambda config: _input_tokens(config, sources, image, questions or [], detail))
     if dry_run:
         from edgemllm.cli.plan import arithmetic
 
@@ -249,11 +252,11 @@ def _lines(stream: Any) -> Iterator[str]:
             yield line.strip()
 
 
-def _input_tokens(config: Any, videos: list[Video], images: list[str], questions: list[str]) -> int | None:
+def _input_tokens(config: Any, videos: list[Video], images: list[str], questions: list[str], detail: Detail) -> int | None:
     """About how many tokens the input has, or None where a video's length is not known."""
     from edgemllm.models import family_of
 
-    frames, stills = family_of(config.model_type).media_tokens(config)
+    frames, stills = family_of(config.model_type).media_tokens(config, detail)
     total = sum(len(question) // 3 + TURN_TOKENS for question in questions) + stills * len(images)
     for video in videos:
         if video.expected is None:

@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import bench, catalogue, chat, inspect, perplexity, plan, recall
+    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall
 
     app.command(name="chat")(chat.chat)
     app.command(name="perplexity")(perplexity.perplexity)
@@ -124,6 +124,7 @@ def _register() -> None:
     app.command(name="bench")(bench.bench)
     app.command(name="plan")(plan.plan)
     app.command(name="policies")(catalogue.policies)
+    app.command(name="models")(models.models)
     app.command(name="profiles")(catalogue.profiles)
 
 

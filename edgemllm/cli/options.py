@@ -34,7 +34,7 @@ def complete_profile(incomplete: str) -> list[str]:
     return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
 
 
-Model = Annotated[str, _option("--model", "-m", help="A folder, a hub id, or demo.", panel=MODEL)]
+Model = Annotated[str, _option("--model", "-m", help="A folder, a hub id, random:NAME (see `models`), or demo.", panel=MODEL)]
 Quant = Annotated[str, _option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)]
 Dtype = Annotated[str, _option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)]
 Device = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)]
@@ -65,6 +65,12 @@ Videos = Annotated[list[str], _option("--video", help="A video, or a folder of i
 Images = Annotated[list[str], _option("--image", help="A still image; repeatable.", panel=MEDIA)]
 Fps = Annotated[float, _option("--fps", help="Frames a second to look at.", panel=MEDIA)]
 MaxFrames = Annotated[int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)]
+MaxPixels = Annotated[
+    int | None, _option("--max-pixels", help="Larger pictures are made smaller: fewer tokens, less detail.", panel=MEDIA)
+]
+TokensPerFrame = Annotated[
+    int | None, _option("--tokens-per-frame", help="At most so many a video frame: the video may be longer.", panel=MEDIA)
+]
 Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
 End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
 Texts = Annotated[

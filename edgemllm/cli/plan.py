@@ -1,13 +1,22 @@
-"""`edgemllm plan`: what fits, before anything is loaded."""
+"""`edgemllm plan`: what fits, before anything is loaded; on one device, or on all that have a profile."""
 
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgemllm.cli import options
 from edgemllm.device.plan import Plan
+from edgemllm.errors import DoesNotFitError
+
+if TYPE_CHECKING:
+    from edgemllm.launch import Launch, Request
+    from edgemllm.models.loading import Checkpoint
+
+SCHEMA = "edgemllm/1"
 
 
 def plan(
@@ -20,23 +29,38 @@ def plan(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     chunk: options.ChunkSize = None,
+    max_pixels: options.MaxPixels = None,
+    tokens_per_frame: options.TokensPerFrame = None,
     offline: options.Offline = False,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
     jsonl: options.Jsonl = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show what a run needs and whether it fits. Exit 4 if it does not."""
+    """Show what a run needs and whether it fits. Exit 4 if it does not.
+
+    --profile all: a table over every device; with --model all, of every known model.
+    """
     from edgemllm.cli.main import quiet_libraries
+    from edgemllm.inputs.detail import Detail
     from edgemllm.launch import Request, prepare
 
     quiet_libraries(verbose)
-    request = Request(model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code)
+    request = Request(
+        model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code,
+        detail=Detail(max_pixels, tokens_per_frame),
+    )  # fmt: skip
+    if model == "all":
+        _every_model(request)
+        return
+    if profile == "all":
+        _every_profile(request, json or jsonl)
+        return
     launch = prepare(request, plan_only=True)
     if json or jsonl:
         print(json_module.dumps(launch.plan.as_json()))
         if jsonl:
-            print(json_module.dumps({"schema": "edgemllm/1", "event": "end", "exit_code": 0 if launch.plan.fits else 4}))
+            print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": 0 if launch.plan.fits else 4}))
     else:
         print(f"{model} on {launch.profile.title}: {launch.policy_name}, weights {launch.quant}, {launch.dtype}")
         print(arithmetic(launch.plan))
@@ -62,3 +86,85 @@ def arithmetic(made: Plan) -> str:
     lines.append("fits" if made.fits else "does not fit")
     lines += [f"  try: {suggestion}" for suggestion in made.suggestions]
     return "\n".join(lines)
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def over_profiles(request: Request, checkpoint: Checkpoint | None = None) -> dict[str, Launch | DoesNotFitError]:
+    """The plan on every device with a profile; the error where the KV budget alone is out of the question."""
+    from edgemllm.device import profiles
+    from edgemllm.launch import prepare
+    from edgemllm.models.loading import locate
+
+    checkpoint = checkpoint or locate(request.model, request.offline, request.trust_remote_code)
+    found: dict[str, Launch | DoesNotFitError] = {}
+    for name in profiles.names():
+        if profiles.load(name).memory is None:
+            continue  # what is free there is not known
+        try:
+            found[name] = prepare(replace(request, profile=name), plan_only=True, checkpoint=checkpoint)
+        except DoesNotFitError as error:
+            found[name] = error
+    return found
+
+
+def _every_profile(request: Request, json: bool) -> None:
+    found = over_profiles(request)
+    if json:
+        plans: list[dict[str, Any]] = []
+        for name, made in found.items():
+            body = {"error": made.message} if isinstance(made, DoesNotFitError) else _body(made)
+            plans.append({"profile": name, "fits": False, **body})
+        print(json_module.dumps({"schema": SCHEMA, "command": "plan", "model": request.model, "plans": plans}))
+    else:
+        print(table(found))
+    raise typer.Exit(0 if any(not isinstance(made, DoesNotFitError) and made.plan.fits for made in found.values()) else 4)
+
+
+def _body(launch: Launch) -> dict[str, Any]:
+    fields = launch.plan.as_json()
+    return {"quant": launch.quant, **{key: value for key, value in fields.items() if key not in ("schema", "command")}}
+
+
+def table(found: dict[str, Launch | DoesNotFitError]) -> str:
+    """A line for every device."""
+    head = ("profile", "quant", "weights", "vision", "activ.", "kv", "total", "free", "kv tokens", "tok/s <=", "")
+    rows: list[tuple[str, ...]] = [head]
+    for name, made in found.items():
+        if isinstance(made, DoesNotFitError):
+            rows.append((name, *[""] * 9, made.message))
+            continue
+        plan = made.plan
+        sizes = (plan.weights_bytes, plan.vision_bytes, plan.activation_bytes, plan.kv_bytes, plan.total_bytes, plan.free_bytes)
+        speed = f"{plan.decode_tps_ceiling:.0f}" if plan.decode_tps_ceiling else ""
+        verdict = "fits" if plan.fits else "does not fit"
+        rows.append((name, made.quant, *(f"{size / 2**30:.2f}" for size in sizes), str(plan.kv_budget_tokens), speed, verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = []
+    for row in rows:
+        padded = zip(row, widths, strict=True)
+        cells = [cell.ljust(width) if cell in (row[0], row[1], row[-1]) else cell.rjust(width) for cell, width in padded]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "bytes in GiB; tok/s: what memory bandwidth allows at most while decoding"])
+
+
+def _every_model(request: Request) -> None:
+    """Markdown: a line for every known model, a column for every device, in a cell what the plan came to."""
+    from edgemllm.models import shipped
+
+    names = [name for name in shipped.names() if shipped.hub_id(name)]
+    lines: list[str] = []
+    for name in names:
+        found = over_profiles(replace(request, model=f"{shipped.PREFIX}{name}"))
+        if not lines:
+            lines += [f"| model | {' | '.join(found)} |", f"|---|{'---:|' * len(found)}"]
+        cells = [_cell(made) for made in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    print("\n".join(lines))
+
+
+def _cell(made: Launch | DoesNotFitError) -> str:
+    if isinstance(made, DoesNotFitError) or not made.plan.fits:
+        return "-"
+    return f"{made.quant} {made.plan.kv_budget_tokens}"

@@ -76,6 +76,8 @@ class ModelSpec:
     vocab: int
     max_position_embeddings: int
     vision: VisionSpec | None = None
+    stored_bytes: int | None = None
+    """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
 
     @property
     def linear_parameters(self) -> int:
@@ -92,12 +94,17 @@ class ModelSpec:
 
     def weights_bytes(self, quant: str, dtype: str) -> int:
         """Bytes of all weights: only the language model's linear layers shrink."""
+        if self.stored_bytes is not None:
+            return self.stored_bytes
         kept = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
         return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
         """Weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
         kept = self.other_text_parameters + self.vocab * self.hidden
+        if self.stored_bytes is not None:
+            unread = self.vision_parameters + self.embedding_parameters - self.vocab * self.hidden
+            return max(0, self.stored_bytes - unread * ITEM_BYTES[dtype])
         return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -43,6 +44,16 @@ def split(image: Pixels, spec: PixelSpec, longest: int) -> tuple[Tensor, int, in
     if height <= side and width <= side:
         return pixels([scaled], spec), 0, 0
     return pixels([*cut(scaled, side, side), scaled], spec), height // side, width // side
+
+
+def squares(frames: Sequence[Pixels], spec: PixelSpec, longest: int | None) -> Tensor:
+    """SmolVLM: frames of a video as whole squares (n, 3, side, side); like its processor in two steps, through `longest`."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
+
+    if longest is not None:
+        sizes = [get_resize_output_image_size(frame.transpose(2, 0, 1), longest) for frame in frames]
+        frames = [resize(frame, tall, wide, spec.resample) for frame, (tall, wide) in zip(frames, sizes, strict=True)]
+    return pixels(frames, spec)
 
 
 def cut(image: Pixels, height: int, width: int) -> list[Pixels]:

@@ -11,7 +11,7 @@ from edgemllm.errors import UsageError
 if TYPE_CHECKING:
     from edgemllm.models.base import ModelFamily
 
-_NOT_FAMILIES = {"base", "loading", "chat_format"}
+_NOT_FAMILIES = {"base", "byte_tokenizer", "chat_format", "hub", "loading", "quantisation", "random_weights", "shipped"}
 
 
 def families() -> dict[str, type[ModelFamily]]:

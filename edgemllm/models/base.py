@@ -7,8 +7,9 @@ A family is one file in this folder that names the `model_type`s it serves. Only
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,12 @@ class ModelFamily:
     model_types: ClassVar[tuple[str, ...]] = ()
     """Values of `config.model_type` this family serves."""
 
+    text_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
+    """Language models whose attention and positions are known to be handled rightly."""
+
+    vision_types: ClassVar[tuple[str, ...]] = ()
+    """Vision towers this family feeds rightly."""
+
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     """The transformers class that loads a checkpoint."""
 
@@ -42,6 +49,10 @@ class ModelFamily:
 
     image_token: str | None = None
     video_token: str | None = None
+    """What the chat template writes where an image or a video goes."""
+
+    around: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    """Text that a kind of media has before and behind it, tokenised together with the neighbouring text."""
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
@@ -105,6 +116,28 @@ class ModelFamily:
     def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
         """Tokens of a video frame and of a still image, at most, from the configuration alone: for planning."""
         return 0, 0
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UsageError for a configuration of these model types whose parts this family cannot feed."""
+        tower = getattr(config, "vision_config", None)
+        parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", tower, cls.vision_types))
+        for part, inner, known in parts:
+            if inner is not None and inner.model_type not in known:
+                raise UsageError(
+                    f"{config.model_type} with a {part} of type {inner.model_type!r} is not supported",
+                    f"supported here: {', '.join(known)}",
+                )
+
+    @classmethod
+    def together(cls, config: Any) -> int:
+        """Tokens that have to come in one forward pass, because they see each other both ways."""
+        return 1
+
+    @classmethod
+    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
+        """Patches of the largest picture that goes through a tower of any resolution at once; None: its one size."""
+        return None
 
     @classmethod
     def check_detail(cls, config: Any, detail: Detail) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgemllm.errors import MissingError
@@ -14,10 +14,14 @@ QUESTION, ANSWER = "\ufdd0question\ufdd1", "\ufdd0answer\ufdd1"
 class ChatFormat:
     """Splits the template's output into what goes before, between and after media and question."""
 
-    def __init__(self, tokenizer: Any, tokens: dict[str, str | None]) -> None:
+    def __init__(
+        self, tokenizer: Any, tokens: dict[str, str | None], around: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.tokens = tokens
         """The placeholder token of each kind of media, `image` and `video`."""
+        self.around = around or {}
+        """Text before and behind media of a kind, in place of the placeholder."""
         if not getattr(tokenizer, "chat_template", None):
             raise MissingError(
                 "this model has no chat template, so it cannot chat",
@@ -52,5 +56,7 @@ class ChatFormat:
             token = self.tokens[kind]
             assert token is not None
             piece, before = before.split(token, 1)
-            pieces.append(piece)
+            opening, closing = self.around.get(kind, ("", ""))
+            pieces.append(piece + opening)
+            before = closing + before
         return [*pieces, before, after]

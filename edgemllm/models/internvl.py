@@ -27,6 +27,7 @@ class InternVLFamily(ModelFamily):
     """InternVL checkpoints in transformers format (their names end in -hf)."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    vision_types: ClassVar[tuple[str, ...]] = ("internvl_vision",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
@@ -81,6 +82,7 @@ class NumberedClip(Clip):
     """Frames with their number in words."""
 
     family: InternVLFamily
+    counters = ("count",)
     count = 0
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:

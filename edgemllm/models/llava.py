@@ -23,6 +23,7 @@ class LlavaFamily(ModelFamily):
     """LLaVA-1.5 and its kin."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    vision_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:

@@ -24,6 +24,7 @@ class LlavaOnevisionFamily(ModelFamily):
     """LLaVA-OneVision checkpoints in transformers format."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    vision_types: ClassVar[tuple[str, ...]] = ("siglip_vision_model",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:

@@ -1,49 +1,72 @@
-"""From a name to a loaded model: the demo, a local folder or a hub id; safetensors only, quantised on request."""
+"""From a name to a loaded model: the demo, a local folder, a hub id or random weights; safetensors only."""
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import MissingError, UsageError
-from edgemllm.models import family_of
+from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.models import family_of, hub, shipped
 from edgemllm.models.base import ModelFamily
+from edgemllm.models.quantisation import method_of, quantisation_of, recipe
+
+__all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-"""What is fetched of a hub repository: no pickles, no code."""
+NEEDS = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes"}
+"""Packages without which transformers cannot read a checkpoint that was quantised beforehand."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk whose weights have not been read."""
+    """A model whose weights have not been read, or made."""
 
     name: str
-    folder: Path
+    folder: Path | None
+    """None: random weights."""
     config: Any
 
     @property
     def family(self) -> type[ModelFamily]:
         return family_of(self.config.model_type)
 
+    @property
+    def ready_made(self) -> str:
+        """The method it was quantised with beforehand, or nothing."""
+        return method_of(self.config)
 
-def locate(name: str, offline: bool = False, trust_remote_code: bool = False) -> Checkpoint:
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Its sizes; what was quantised beforehand takes the bytes of its files."""
+        spec = ModelSpec.from_config(self.config)
+        if not self.ready_made or self.folder is None:
+            return spec
+        return replace(spec, stored_bytes=sum(path.stat().st_size for path in self.folder.glob("*.safetensors")))
+
+
+def locate(
+    name: str, offline: bool = False, trust_remote_code: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Checkpoint:
     """Find a checkpoint and read its configuration. Raises MissingError (no such model, missing files) and UsageError."""
-    if name.startswith("random:"):
-        raise UsageError("random models are not available in this version", "--model demo, a local folder or a hub id")
-    folder = _folder(name, offline)
-    _check_files(name, folder)
     from transformers import AutoConfig
 
+    if name.startswith(shipped.PREFIX):
+        config = AutoConfig.for_model(**shipped.read(name.removeprefix(shipped.PREFIX)))
+        return Checkpoint(name, None, config)
+    folder = DEMO if name == "demo" else hub.find(name, offline, say)
+    hub.check_files(name, folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"model {name}: its config.json is not understood: {reason}") from error
+    family_of(config.model_type).check(config)
     return Checkpoint(name, folder, config)
 
 
@@ -53,30 +76,48 @@ def load(
     dtype: str = "float32",
     device: str = "cpu",
     trust_remote_code: bool = False,
+    detail: Detail = ANY,
 ) -> ModelFamily:
-    """Read the weights. `quant` is none, nf4 or int8; only the language model's layers are quantised."""
+    """Read the weights, or make them. `quant` is none, nf4 or int8; only the language model's layers are quantised.
+
+    A checkpoint that was quantised beforehand is loaded as it is, with `quant` none.
+    """
     import torch
     import transformers
 
     family = checkpoint.family
+    family.check_detail(checkpoint.config, detail)
+    auto = getattr(transformers, family.auto_class)
+    kind = getattr(torch, dtype)
+    if checkpoint.folder is None:
+        from edgemllm.models.byte_tokenizer import byte_tokenizer
+        from edgemllm.models.random_weights import random_model
+
+        model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
+        return family(model.eval(), byte_tokenizer(checkpoint.config), "", detail)
     options: dict[str, Any] = {}
     if quant != "none":
-        options["quantization_config"] = _quantisation(quant, getattr(torch, dtype), family)
-    auto = getattr(transformers, family.auto_class)
+        options["quantization_config"] = recipe(quant, kind, checkpoint.config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             model = auto.from_pretrained(
                 checkpoint.folder,
                 config=checkpoint.config,
-                dtype=getattr(torch, dtype),
-                device_map={"": device},
+                dtype=kind,
+                device_map={"": device},  # never auto: on unified memory it would put layers on "the CPU", or on disk
                 use_safetensors=True,
                 attn_implementation=family.attention,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 **options,
             )
+        except ImportError as error:
+            method = checkpoint.ready_made
+            raise UsageError(
+                f"model {checkpoint.name} is quantised with {method}, and its package is not installed here",
+                f"pip install {NEEDS.get(method, method)}, or an unquantised checkpoint with --quant nf4",
+            ) from error
         except (OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -85,70 +126,4 @@ def load(
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
-    return family(model.eval(), tokenizer, str(checkpoint.folder))
-
-
-def quantisation_of(model: Any) -> str:
-    """What the loaded modules really are: nf4, int8 or none."""
-    kinds = {type(module).__name__ for module in model.modules()}
-    return "nf4" if "Linear4bit" in kinds else "int8" if "Linear8bitLt" in kinds else "none"
-
-
-def _quantisation(quant: str, dtype: Any, family: type[ModelFamily]) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"--quant {quant} needs bitsandbytes, which is not installed",
-            "pip install 'edgemllm[quant]', or --quant none",
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    untouched = [*family.vision_modules, "lm_head"]
-    if quant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=untouched,
-    )
-
-
-def _folder(name: str, offline: bool) -> Path:
-    if name == "demo":
-        return DEMO
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise MissingError(f"no model folder {name}", "give an existing folder, a hub id such as org/name, or --model demo")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    try:
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=offline))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        where = "not in the local cache (--offline)" if offline else "neither in the local cache nor to be fetched"
-        reason = str(error).splitlines()[0] if not offline else "it was never downloaded here"
-        raise MissingError(f"model {name} is {where}: {reason}", "fetch it once while online, or --model demo") from error
-
-
-def _check_files(name: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise MissingError(f"model folder {name} has no config.json", "give the folder of a transformers checkpoint")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [shard for shard in shards if not (folder / shard).is_file()]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise MissingError(f"model folder {name} lacks {missing[0]}{more} of {len(shards)} weight files", "fetch it again")
-    elif not (folder / "model.safetensors").is_file():
-        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        why = f" ({pickled} is a pickle, which can run code and is never loaded)" if pickled else ""
-        raise MissingError(f"model folder {name} has no model.safetensors{why}", "use a safetensors checkpoint")
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise MissingError(f"model folder {name} has no tokenizer.json", "fetch it again")
+    return family(model.eval(), tokenizer, str(checkpoint.folder), detail)

@@ -32,6 +32,8 @@ class QwenVLFamily(ModelFamily):
     """Qwen-VL checkpoints in transformers format."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    text_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+    vision_types: ClassVar[tuple[str, ...]] = ("qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual",)
     axes: ClassVar[int] = 3
 
@@ -48,6 +50,11 @@ class QwenVLFamily(ModelFamily):
         specs = [default_spec(config, kind).within(detail, kind == "video") for kind in ("video", "image")]
         each = math.ceil(specs[0].most_tokens / specs[0].temporal)
         return each + (8 if config.model_type == "qwen3_vl" else 0), specs[1].most_tokens
+
+    @classmethod
+    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
+        spec = default_spec(config, "video").within(detail, video=True)
+        return spec.most_tokens * spec.merge**2
 
     @classmethod
     def check_detail(cls, config: Any, detail: Detail) -> None:

@@ -17,8 +17,8 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.errors import UsageError
 from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.inputs.frame import Frame
-from edgemllm.inputs.pixels import PixelSpec, pixels, processor_config
-from edgemllm.inputs.tiles import split
+from edgemllm.inputs.pixels import PixelSpec, processor_config
+from edgemllm.inputs.tiles import split, squares
 from edgemllm.models.base import ModelFamily
 
 HALF = (0.5, 0.5, 0.5)
@@ -31,12 +31,13 @@ class Idefics3Family(ModelFamily):
     """Idefics3: still images."""
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3",)
+    vision_types: ClassVar[tuple[str, ...]] = ("idefics3_vision", "smolvlm_vision")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_model", "model.connector")
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         super().__init__(model, tokenizer, folder, detail)
         self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.around = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        self.fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
         self.whole = getattr(tokenizer, "global_image_token", "<global-img>")
 
     @property
@@ -78,9 +79,9 @@ class Idefics3Family(ModelFamily):
         for number, part in enumerate(parts):
             row, column = divmod(number, columns)
             before = "\n" if number and column == 0 else ""
-            pieces += [f"{before}{self.around}<row_{row + 1}_col_{column + 1}>", part]
+            pieces += [f"{before}{self.fake}<row_{row + 1}_col_{column + 1}>", part]
         gap = "\n\n" if rows else ""
-        return self.compose([*pieces, f"{gap}{self.around}{self.whole}", whole, self.around], offset)
+        return self.compose([*pieces, f"{gap}{self.fake}{self.whole}", whole, self.fake], offset)
 
     def features(self, batch: Tensor) -> list[Tensor]:
         """Squares (n, 3, side, side) to the features (tokens, E) of each."""
@@ -96,6 +97,7 @@ class SmolVLMFamily(Idefics3Family):
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         super().__init__(model, tokenizer, folder, detail)
         self.video_token = getattr(tokenizer, "video_token", "<video>")
+        self.around = {"video": ("", "\n\n")}
         template = tokenizer.chat_template
         if isinstance(template, str) and "video" not in template:
             # As in transformers: the template of the first checkpoints has no place for a video.
@@ -109,17 +111,15 @@ class SmolVLMFamily(Idefics3Family):
         return self._spec("video")
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
-        batch = pixels([frame.pixels for frame in frames], self.video_spec)
+        longest = (processor_config(self.folder, "video").get("size") or {}).get("longest_edge")
+        batch = squares([frame.pixels for frame in frames], self.video_spec, longest)
         chunks: list[Chunk] = []
         for frame, seen in zip(frames, self.features(batch), strict=True):
             minutes, seconds = divmod(int(frame.time), 60)
-            name = f"\nFrame from {minutes:02d}:{seconds:02d}:{self.around}{self.whole}"
+            name = f"\nFrame from {minutes:02d}:{seconds:02d}:{self.fake}{self.whole}"
             place = chunks[-1].next_position if chunks else offset
-            chunks.append(self.compose([name, seen, self.around], place, frame.time))
+            chunks.append(self.compose([name, seen, self.fake], place, frame.time))
         return Chunk.join(chunks)
-
-    def video_end(self, offset: int) -> Chunk | None:
-        return self.compose(["\n\n"], offset)
 
 
 def _longest(config: Any, longest: int, detail: Detail) -> int:

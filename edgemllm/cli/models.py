@@ -1,0 +1,55 @@
+"""`edgemllm models`: what there is to load, what is here already, and where it fits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Name = Annotated[str | None, typer.Argument(help="Show one: sizes, tokens of a picture, and the devices it fits.")]
+
+
+def models(name: Name = None) -> None:
+    """List known models and those in the hub cache, or show one: sizes, inputs, the devices it suits."""
+    from edgemllm.models import hub, shipped
+
+    if name is not None:
+        _one(name)
+        return
+    from edgemllm.device.memory import human_bytes
+
+    here = hub.cached()
+    print(f"{'name':20}{'parameters':>12}{'16 bit':>11}  trained weights")
+    print(f"{'demo':20}{'3.7M':>12}{'':>11}  part of edgemllm")
+    known = {shipped.hub_id(each) for each in shipped.names()}
+    for each in shipped.names():
+        count, source = shipped.parameters(each), shipped.hub_id(each)
+        note = source or "none: for benchmarks"
+        note += f"   in the cache, {human_bytes(here[source])}" if source in here else ""
+        print(f"{each:20}{count / 1e6:>11,.0f}M{human_bytes(2 * count):>11}  {note}")
+    for source, size in sorted(here.items()):
+        if source not in known:
+            print(f"{source}   in the cache, {human_bytes(size)}")
+    print("\n--model takes a hub id or a folder; random:NAME runs an architecture without a download")
+    print("where one fits: edgemllm models NAME")
+
+
+def _one(name: str) -> None:
+    from edgemllm.cli.main import quiet_libraries
+    from edgemllm.cli.plan import over_profiles, table
+    from edgemllm.device.memory import human_bytes
+    from edgemllm.launch import Request
+    from edgemllm.models import shipped
+    from edgemllm.models.loading import locate
+
+    quiet_libraries(False)
+    model = f"{shipped.PREFIX}{name}" if name in shipped.names() else name
+    checkpoint = locate(model, offline=True)
+    spec, (frame, still) = checkpoint.spec, checkpoint.family.media_tokens(checkpoint.config)
+    inputs = ["text"]
+    inputs += [f"images (up to {still} tokens)"] if still else []
+    inputs += [f"video (up to {frame} tokens a frame)"] if frame else []
+    print(f"{name}: {checkpoint.config.model_type}, {spec.parameters / 1e9:.2f} billion parameters, {', '.join(inputs)}")
+    sizes = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
+    print(f"weights: {', '.join(sizes)}" if not checkpoint.ready_made else f"weights: {checkpoint.ready_made}")
+    print(table(over_profiles(Request(model, offline=True), checkpoint)))

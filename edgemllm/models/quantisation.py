@@ -1,0 +1,78 @@
+"""Weights in 8 or 4 bits through bitsandbytes: the language model's linear layers, never the vision tower or the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgemllm.device.model_spec import ModelSpec
+from edgemllm.errors import UsageError
+
+NF4 = {"quant_type": "nf4", "compress_statistics": True}
+
+
+def quantisation_of(model: Any) -> str:
+    """What the loaded modules really are: nf4, int8, a ready-made method such as awq, or none."""
+    kinds = {type(module).__name__ for module in model.modules()}
+    if "Linear4bit" in kinds:
+        return "nf4"
+    if "Linear8bitLt" in kinds:
+        return "int8"
+    return method_of(model.config) or "none"
+
+
+def method_of(config: Any) -> str:
+    """The method a checkpoint was quantised with before it got here: awq, gptq, bitsandbytes ...; empty for none."""
+    found = getattr(config, "quantization_config", None)
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(getattr(method, "value", method) or "")
+
+
+def require_bitsandbytes(quant: str) -> None:
+    """UsageError where it is not installed."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--quant {quant} needs bitsandbytes, which is not installed",
+            "pip install 'edgemllm[quant]', or --quant none",
+        ) from error
+
+
+def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
+    """What transformers needs to quantise while it reads."""
+    require_bitsandbytes(quant)
+    from transformers import BitsAndBytesConfig
+
+    untouched = list(ModelSpec.from_config(config).not_quantised)
+    if quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=untouched)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=untouched,
+    )
+
+
+def quantised(linear: nn.Linear, quant: str, dtype: torch.dtype) -> nn.Module:
+    """One linear layer in `quant`, on its device; the full weight is dropped."""
+    import bitsandbytes as bnb
+
+    rows, columns, bias = linear.out_features, linear.in_features, linear.bias
+    device, weight = linear.weight.device, linear.weight.data
+    made: nn.Module
+    with torch.device("meta"):
+        if quant == "nf4":
+            made = bnb.nn.Linear4bit(columns, rows, bias is not None, compute_dtype=dtype, **NF4)
+        else:
+            made = bnb.nn.Linear8bitLt(columns, rows, bias is not None, has_fp16_weights=False)
+    if quant == "nf4":
+        made.weight = bnb.nn.Params4bit(weight, requires_grad=False, module=made, **NF4).to(device)
+    else:
+        made.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+    made.bias = bias
+    return made

@@ -1,0 +1,193 @@
+"""Every family from a saved folder: the same answer, quantised where it should be, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from media import footage, picture
+from test_model_spec import real_bytes
+from tiny import FEW, MODELS, TEXT_MODELS, Tiny, gemma3, llama, llava, qwen2_5_vl, smolvlm, tokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PixtralVisionConfig
+
+from edgemllm import policies
+from edgemllm.device.model_spec import ModelSpec
+from edgemllm.errors import DoesNotFitError, MissingError, UsageError
+from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.models import families, family_of, loading, shipped
+from edgemllm.models.base import ModelFamily, cache_spec
+from edgemllm.models.byte_tokenizer import byte_tokenizer
+from edgemllm.models.random_weights import random_model
+from edgemllm.policies.inf_mllm import InfMLLM
+from edgemllm.session import Sampling, Session
+
+SMALL = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
+quantising = pytest.mark.filterwarnings("ignore")  # bitsandbytes tells what it casts
+
+
+def saved(tiny: Tiny, folder: Path) -> str:
+    tiny.model.save_pretrained(folder)
+    tiny.family.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def opened(tiny: Tiny, folder: str, quant: str = "none") -> ModelFamily:
+    detail = FEW if tiny.model.config.model_type.startswith("qwen") and "vl" in tiny.model.config.model_type else ANY
+    return loading.load(loading.locate(folder), quant, detail=detail)
+
+
+def asked(family: ModelFamily) -> tuple[str, torch.Tensor]:
+    """An answer about whatever the model can see, and the logits before it."""
+    session = Session(family, InfMLLM(), 600, chunk=50)
+    seen: list[torch.Tensor] = []
+    feed = session.feed
+    session.feed = lambda chunk: seen.append(feed(chunk)) or seen[-1]  # type: ignore[method-assign]
+    if family.image_token:
+        session.show(picture(1))
+    if family.video_token:
+        session.watch(footage(3))
+    return "".join(session.ask("What is there?", Sampling(max_tokens=5))), seen[-1]
+
+
+@quantising
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_a_saved_folder_gives_the_same_answer_and_quantises_the_language_model_alone(make, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny = make()
+    folder = saved(tiny, tmp_path)
+    want = asked(tiny.use("edgemllm").family)
+    got = asked(opened(tiny, folder))
+    assert got[0] == want[0]
+    torch.testing.assert_close(got[1], want[1], atol=1e-5, rtol=1e-5)
+    for quant, kind in SMALL.items():
+        family = opened(tiny, folder, quant)
+        assert loading.quantisation_of(family.model) == quant
+        names = {name for name, module in family.model.named_modules() if type(module).__name__ == kind}
+        inside = {id(module) for module in family.text_model.modules()}
+        linear = {n for n, m in family.model.named_modules() if id(m) in inside and isinstance(m, torch.nn.Linear)}
+        assert names == linear
+        assert not any(name.startswith(family.vision_modules) or "lm_head" in name for name in names if family.vision_modules)
+        assert asked(family)[1].isfinite().all()
+
+
+@quantising
+@pytest.mark.parametrize("quant", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("make", [qwen2_5_vl, gemma3, smolvlm, llama], ids=lambda make: make.__name__)
+def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = make().model.config
+    family = loading.load(loading.Checkpoint("random", None, config), quant, detail=ANY)
+    planned = ModelSpec.from_config(config).weights_bytes(quant, "float32")
+    assert planned == pytest.approx(real_bytes(family.model), rel=0.05)
+    for name in ("inf-mllm", "streaming-llm"):
+        policy = policies.build(name)
+        session = Session(family, policy, 256, chunk=32)
+        session.feed(family.text([1] * 300, 0))
+        shape = cache_spec(config.get_text_config(), 4, family.axes)
+        assert 256 * shape.token_bytes(policy) + shape.fixed_bytes(policy, 32) == pytest.approx(session.kv()["bytes"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_shipped_configurations_are_whole(name: str) -> None:
+    config = AutoConfig.for_model(**shipped.read(name))
+    assert ModelSpec.from_config(config).parameters == shipped.parameters(name)
+    family = family_of(config.model_type)
+    family.check(config)
+    frame, still = family.media_tokens(config)
+    assert bool(still) == hasattr(config, "vision_config")
+    words = byte_tokenizer(config)
+    text = "How many? Zwölf.\n"
+    assert words.decode(words(text)["input_ids"]) == text
+    for kind, count in (("image", still), ("video", frame)):
+        if count:
+            message = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "?"}]}]
+            assert "<" in words.apply_chat_template(message, tokenize=False)
+
+
+def test_random_weights_are_the_same_every_time_and_tied_where_the_configuration_says() -> None:
+    config = qwen2_5_vl().model.config
+    first, second = (random_model(AutoModelForImageTextToText, config, "none", torch.float32, "cpu", "sdpa") for _ in range(2))
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
+    tied = random_model(AutoModelForImageTextToText, config, "none", torch.float32, "cpu", "sdpa")
+    assert tied.lm_head.weight is tied.get_input_embeddings().weight
+
+
+def test_a_random_model_that_does_not_exist() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'qwen2.5-vl-7b'") as error:
+        loading.locate("random:qwen2.5-vl-7")
+    assert "vicuna-7b" in error.value.hint
+
+
+def test_what_is_not_known_to_run_rightly_is_refused() -> None:
+    with pytest.raises(UsageError, match="mamba") as error:
+        family_of("mamba")
+    assert all(kind in error.value.hint for kind in families())
+    pixtral = LlavaConfig(vision_config=PixtralVisionConfig())
+    with pytest.raises(UsageError, match="vision tower of type 'pixtral'"):
+        family_of("llava").check(pixtral)
+
+
+def test_pictures_that_see_themselves_both_ways_are_never_cut() -> None:
+    tiny = gemma3()
+    chunk = tiny.family.compose(["ab"], 0)
+    whole = chunk.join([chunk, tiny.family.image(picture(1), 2), tiny.family.compose(["cd"], 6)])
+    assert [len(part) for part in whole.split(3)] == [2, 4, 2]
+    assert [len(part) for part in whole.split(6)] == [6, 2]
+    with pytest.raises(DoesNotFitError, match="4 tokens see each other"):
+        Session(tiny.family, InfMLLM(), 600, chunk=3)
+
+
+def test_detail_is_traded_for_length() -> None:
+    tiny = qwen2_5_vl()
+    family: Any = type(tiny.family)(tiny.model, tokenizer(), detail=Detail(tokens_per_frame=3))
+    big = [picture(1, 64, 64), picture(2, 64, 64)]
+    assert len(family.frames(big, 0)) <= 6
+    few = type(tiny.family)(tiny.model, tokenizer(), detail=Detail(max_pixels=256)).image(picture(1, 64, 64), 0)
+    assert len(few) <= 4
+    assert family.media_tokens(tiny.model.config, Detail(tokens_per_frame=3))[0] == 3
+    with pytest.raises(UsageError, match="less than one token"):
+        family.check_detail(tiny.model.config, Detail(max_pixels=9))
+    with pytest.raises(UsageError, match="pictures of one size"):
+        llava().family.check_detail(llava().model.config, Detail(max_pixels=100))
+
+
+def test_a_damaged_folder_names_the_file(tmp_path: Path) -> None:
+    tiny = TEXT_MODELS[1]()
+    tiny.model.save_pretrained(tmp_path, max_shard_size="50KB")
+    tiny.family.tokenizer.save_pretrained(tmp_path)
+    assert asked(opened(tiny, str(tmp_path)))[1].isfinite().all()  # several files are one model
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:-100])
+    with pytest.raises(MissingError, match=rf"{shards[0].name} has {len(whole) - 100} of {len(whole)} bytes"):
+        loading.locate(str(tmp_path))
+    shards[0].write_bytes(b"<html>not found</html>")
+    with pytest.raises(MissingError, match=f"{shards[0].name} .* is damaged"):
+        loading.locate(str(tmp_path))
+    shards[0].unlink()
+    with pytest.raises(MissingError, match=f"lacks {shards[0].name} of {len(shards)} weight files"):
+        loading.locate(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map"')
+    with pytest.raises(MissingError, match=r"model\.safetensors\.index\.json"):
+        loading.locate(str(tmp_path))
+
+
+def test_a_checkpoint_quantised_beforehand_is_taken_as_it_is(tmp_path: Path) -> None:
+    from edgemllm.launch import Request, prepare
+
+    tiny = llama()
+    folder = saved(tiny, tmp_path)
+    file = tmp_path / "config.json"
+    found = json.loads(file.read_text())
+    found["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    file.write_text(json.dumps(found))
+    checkpoint = loading.locate(folder)
+    assert checkpoint.ready_made == "awq"
+    assert prepare(Request(folder)).plan.weights_bytes == (tmp_path / "model.safetensors").stat().st_size
+    with pytest.raises(UsageError, match="already quantised with awq"):
+        prepare(Request(folder, quant="nf4"))
