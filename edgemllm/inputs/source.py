@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -135,5 +135,4 @@ class Source:
 
 def pipe_on_stdin() -> BufferedReader:
     """Standard input as a file of our own: a thread that still reads it does not hold up the end of the program."""
-    reader: BufferedReader = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=1 << 16)
-    return reader
+    return BufferedReader(FileIO(os.dup(sys.stdin.fileno())), 1 << 16)
