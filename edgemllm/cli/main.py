@@ -115,9 +115,10 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import catalogue, chat, perplexity, plan, recall
+    from edgemllm.cli import catalogue, chat, perplexity, plan, recall, stream
 
     app.command(name="chat")(chat.chat)
+    app.command(name="stream", cls=stream.StreamCommand)(stream.stream)
     app.command(name="perplexity")(perplexity.perplexity)
     app.command(name="recall")(recall.recall)
     app.command(name="plan")(plan.plan)
