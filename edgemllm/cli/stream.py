@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json as json_module
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,16 +32,12 @@ TURN_TOKENS = 16
 class StreamCommand(TyperCommand):
     """Takes `--at TIME QUESTION` as two words, and questions from the environment one a line."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        parameters: Any = self.params
-        for parameter in parameters:
-            if parameter.name in ("ask", "every", "at"):
-                parameter.type = copy.copy(parameter.type)
-                parameter.type.envvar_list_splitter = "\n"
-
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Join the two words before the parser sees them."""
+        """Spell both out before the parser sees them."""
+        for name in ("ask", "every", "at"):
+            if not any(word.partition("=")[0] == f"--{name}" for word in args):
+                lines = os.environ.get(f"EDGEMLLM_{name.upper()}", "").splitlines()
+                args = [*(f"--{name}={line}" for line in lines if line.strip()), *args]
         return super().parse_args(ctx, list(_joined(iter(args))))
 
 
