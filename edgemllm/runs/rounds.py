@@ -58,7 +58,7 @@ class Rounds:
             self.display.say(f"not asked, the source ended at {clock(end)} before {clock(when)}: {question}")
 
     def _answer(self, question: str, seconds: float) -> None:
-        self.display.clear()
+        self.display.hold()
         self.out.ask(question, seconds)
         answer = ""
         with out_of_memory():
@@ -67,8 +67,8 @@ class Rounds:
                     self.session.stop()
                 piece = piece if answer else piece.lstrip()
                 answer += piece
-                self.display.clear()
                 self.out.piece(piece)
+        self.display.resume()
         stopped = self.session.stopped
         if not stopped:
             del self.waiting[0]
