@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import os
 import sys
@@ -100,7 +101,7 @@ def stream(
     out = _answers(json, jsonl, srt, vtt)
     from edgemllm.cli.main import quiet_libraries
 
-    with Interrupts(saves=True) as interrupts:
+    with Interrupts(saves=True) as interrupts, contextlib.ExitStack() as at_end:
         quiet_libraries(verbose)
         from edgemllm import session_file
         from edgemllm.inputs.similarity import Similarity
@@ -121,6 +122,7 @@ def stream(
             session_file.check_place(save)
         state = _earlier(resume, save, display)
         feed = watched.open(state.get("place"))
+        at_end.callback(feed.close)
         schedule.start = watched.start
         _check_times(schedule, watched)
         launch = prepare(
@@ -164,9 +166,11 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
         if run.save_to is not None:
             run.save()
         raise
-    finally:
-        run.feed.close()
+    except Exception:
         run.display.clear()
+        out.close(1, **run.summary())
+        raise
+    run.display.clear()
     if run.save_to is not None:
         try:
             run.save()
