@@ -71,10 +71,22 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
             os.fsync(file.fileno())
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
-        raise EdgeError(f"cannot save the session to {path}: {error}", "choose a place with free space") from error
+        raise EdgeError(
+            f"cannot save the session to {path}: {error}", "make room or choose another place; an earlier file is as it was"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
     return path.stat().st_size
+
+
+def check_place(path: Path) -> None:
+    """Raise before a long run what would otherwise be found behind it: a folder that is not there or cannot be written."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", f"name a file in it, such as {path / 'state.edge'}")
+    if not path.parent.is_dir():
+        raise MissingError(f"no folder {path.parent} to save the session in", f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"folder {path.parent} cannot be written to", "choose another place")
 
 
 def run_of(path: Path) -> dict[str, Any]:

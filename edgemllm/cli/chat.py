@@ -167,14 +167,15 @@ class Chat:
         meter = self.session.meter
         tokens, seconds, began, first = meter.decode_tokens, meter.decode_s, time.monotonic(), None
         pieces: list[str] = []
+        self.display.hold()
         with out_of_memory():
             for piece in self.session.ask(question, self.sampling):
                 first = first or time.monotonic() - began
                 pieces.append(piece)
                 if not (self.json or self.jsonl):
-                    self.display.clear()
                     sys.stdout.write(piece)
                     sys.stdout.flush()
+        self.display.resume()
         self.display.clear()
         if not (self.json or self.jsonl):
             print(flush=True)

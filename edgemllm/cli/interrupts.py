@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends what runs, in order; a second Ctrl-C ends the program."""
+"""Ctrl-C and SIGTERM: the first ends what runs, in order; a second Ctrl-C ends the program. SIGUSR1 asks for a save."""
 
 from __future__ import annotations
 
@@ -11,21 +11,32 @@ if TYPE_CHECKING:
 
 
 class Interrupts:
-    """While active, signals stop the session at its next token or frame. `code` is the exit code they ask for."""
+    """While active, signals stop the session at its next token or frame. `code` is the exit code they ask for.
 
-    def __init__(self) -> None:
+    `saves`: take SIGUSR1 as the wish to save.
+    """
+
+    def __init__(self, saves: bool = False) -> None:
         self.session: Session | None = None
         self.code = 0
+        self._saves, self._wanted = saves and hasattr(signal, "SIGUSR1"), False
         self._before: dict[int, object] = {}
 
     def asked(self) -> bool:
         """Whether a signal came."""
         return self.code != 0
 
+    def save_wanted(self) -> bool:
+        """Whether SIGUSR1 came since this was last called."""
+        wanted, self._wanted = self._wanted, False
+        return wanted
+
     def __enter__(self) -> Interrupts:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._caught)
+            if self._saves:
+                self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._caught_save)
         except ValueError:  # not the main thread: whoever embeds us handles signals
             pass
         return self
@@ -36,9 +47,14 @@ class Interrupts:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         again = self.code != 0
+        if again and number == signal.SIGTERM:
+            return  # `timeout` sends it twice, and what the first began is to be finished
         self.code = 143 if number == signal.SIGTERM else 130
+        if self.session is None and number == signal.SIGTERM:
+            raise SystemExit(143)
         if self.session is None or again:
-            if number == signal.SIGTERM:
-                raise SystemExit(143)
             raise KeyboardInterrupt
         self.session.stop()
+
+    def _caught_save(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True

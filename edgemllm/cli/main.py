@@ -100,6 +100,8 @@ def quiet_libraries(verbose: bool) -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import warnings
 
     warnings.filterwarnings("ignore")
@@ -115,9 +117,10 @@ def main() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall
+    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall, stream
 
     app.command(name="chat")(chat.chat)
+    app.command(name="stream", cls=stream.StreamCommand)(stream.stream)
     app.command(name="perplexity")(perplexity.perplexity)
     app.command(name="recall")(recall.recall)
     app.command(name="inspect")(inspect.inspect)

@@ -12,7 +12,7 @@ import typer
 from edgemllm.errors import UsageError, nearest
 
 MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
-TEXT, RUN = "Text", "Long runs"
+TEXT, RUN, ASKING = "Text", "Long runs", "Asking"
 
 
 def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -73,6 +73,58 @@ TokensPerFrame = Annotated[
 ]
 Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
 End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
+StreamSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A video, /dev/video0, rtsp:// or http://, a GStreamer pipeline, a folder that grows, or - for JPEG and PNG "
+        "images on standard input.",
+        show_default=False,
+    ),
+]
+Ask = Annotated[list[str], _option("--ask", help="A standing question; repeatable. See --every.", panel=ASKING)]
+Every = Annotated[
+    list[str],
+    _option("--every", help="How often: 30s, 5m; one for all standing questions or one for each. [default: 30s]", panel=ASKING),
+]
+At = Annotated[
+    list[str],
+    _option(
+        "--at",
+        help="A question at a time of the stream, or at its end: --at 00:10:00 'Who came?'; repeatable.",
+        panel=ASKING,
+        metavar="TIME QUESTION",
+    ),
+]
+Live = Annotated[
+    bool | None,
+    _option(
+        "--live/--no-live",
+        help="Watch by the clock and drop what the model is too slow for. [default: only what does not wait]",
+        panel=MEDIA,
+    ),
+]
+Retries = Annotated[
+    int, _option("--retries", help="Attempts to connect to a lost source again; -1: for ever.", panel=MEDIA, min=-1)
+]
+Timeout = Annotated[
+    str | None,
+    _option("--timeout", help="Silence after which an address is lost (10s), or a folder has ended (never).", panel=MEDIA),
+]
+SkipSimilar = Annotated[
+    float | None,
+    _option("--skip-similar", help="Skip frames this similar to the last one seen, such as 0.98. [default: none]", panel=MEDIA),
+]
+Save = Annotated[
+    Path | None,
+    _option("--save", help="Write the session there at the end, and on SIGTERM and SIGUSR1.", panel=RUN),
+]
+ResumeFrom = Annotated[
+    Path | None,
+    _option("--resume", help="Go on from a saved session; where --save names the same file, it need not exist.", panel=RUN),
+]
+Srt = Annotated[bool, _option("--srt", help="The answers as SRT subtitles on stdout.", panel=OUTPUT)]
+Vtt = Annotated[bool, _option("--vtt", help="The answers as WebVTT subtitles on stdout.", panel=OUTPUT)]
 Texts = Annotated[
     list[str],
     _option("--text", help="A file, a folder, - for standard input, wikitext103 or pg19; repeatable.", panel=TEXT),

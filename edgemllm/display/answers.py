@@ -12,24 +12,20 @@ from edgemllm.inputs.clock import clock
 SCHEMA = "edgemllm/1"
 
 
-class TextAnswers:
-    """`00:10:00 <tab> question <tab> answer`, one a line, the answer as it comes."""
+class Answers:
+    """What a stream tells on stdout. Nothing is kept: a stream may last for ever."""
 
     def start(self, **fields: Any) -> None:
         """The run begins; `fields` describe it."""
 
     def ask(self, question: str, seconds: float) -> None:
         """A question is put."""
-        sys.stdout.write(f"{clock(seconds)}\t{_one_line(question)}\t")
 
     def piece(self, text: str) -> None:
         """A piece of its answer."""
-        sys.stdout.write(_one_line(text))
-        sys.stdout.flush()
 
-    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any]) -> None:
-        """The whole answer, where the pieces have already been given."""
-        print(flush=True)
+    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
+        """The whole answer, or as far as it came before it was `stopped`."""
 
     def event(self, name: str, **fields: Any) -> None:
         """Something else happened."""
@@ -38,90 +34,95 @@ class TextAnswers:
         """The run ends with an exit code; `fields` sum it up."""
 
 
-class JsonLinesAnswers(TextAnswers):
+class TextAnswers(Answers):
+    """`00:10:00 <tab> question <tab> answer`, one a line, the answer as it comes."""
+
+    def ask(self, question: str, seconds: float) -> None:
+        _write(f"{clock(seconds)}\t{_one_line(question)}\t")
+
+    def piece(self, text: str) -> None:
+        _write(_one_line(text))
+
+    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
+        _write("\n")
+
+
+class JsonLinesAnswers(Answers):
     """`--jsonl`: one object an event."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
 
     def start(self, **fields: Any) -> None:
-        self.event("start", **fields)
+        self.event("start", command="stream", **fields)
 
-    def ask(self, question: str, seconds: float) -> None:
-        pass
-
-    def piece(self, text: str) -> None:
-        pass
-
-    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any]) -> None:
-        self.event("answer", question=question, answer=answer, video_s=seconds, kv=kv)
+    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
+        cut = {"stopped": True} if stopped else {}
+        self.event("answer", question=question, answer=answer, video_s=seconds, kv=kv, **cut)
 
     def event(self, name: str, **fields: Any) -> None:
         seconds = round(time.monotonic() - self._began, 3)
-        print(json.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}), flush=True)
+        _write(json.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}) + "\n")
 
     def close(self, code: int, **fields: Any) -> None:
         self.event("stats", **fields)
-        print(json.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
+        _write(json.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}) + "\n")
 
 
-class JsonAnswers(JsonLinesAnswers):
-    """`--json`: one object, written as it grows, so that nothing is kept for hours."""
+class JsonAnswers(Answers):
+    """`--json`: one object, written as it grows."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._head: str | None = None
         self._turns = 0
 
     def start(self, **fields: Any) -> None:
         head = json.dumps({"schema": SCHEMA, "command": "stream", **fields})
-        sys.stdout.write(f'{head[:-1]}, "turns": [')
-        self._head = head
+        _write(f'{head[:-1]}, "turns": [')
 
-    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any]) -> None:
-        turn = json.dumps({"question": question, "answer": answer, "video_s": seconds})
-        sys.stdout.write(f"{', ' if self._turns else ''}{turn}")
-        sys.stdout.flush()
+    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
+        turn = {"question": question, "answer": answer, "video_s": seconds, **({"stopped": True} if stopped else {})}
+        _write(f"{', ' if self._turns else ''}{json.dumps(turn)}")
         self._turns += 1
 
-    def event(self, name: str, **fields: Any) -> None:
-        pass
-
     def close(self, code: int, **fields: Any) -> None:
-        print(f"], {json.dumps({**fields, 'exit_code': code})[1:]}", flush=True)
+        _write(f"], {json.dumps({**fields, 'exit_code': code})[1:]}\n")
 
 
-class SubtitleAnswers(JsonAnswers):
+class SubtitleAnswers(Answers):
     """`--srt`, `--vtt`: an answer stays until the next one; answers of one moment share a cue."""
 
     def __init__(self, vtt: bool) -> None:
-        super().__init__()
         self.vtt = vtt
         self._cue: list[str] = []
-        self._since = 0.0
+        self._since, self._number = 0.0, 0
 
     def start(self, **fields: Any) -> None:
         if self.vtt:
-            print("WEBVTT\n", flush=True)
+            _write("WEBVTT\n\n")
 
-    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any]) -> None:
+    def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
         if self._cue and seconds > self._since:
-            self._write(seconds)
-        self._since = seconds
+            self._end_cue(seconds)
+        self._since = max(seconds, self._since)
         self._cue += [line for line in answer.splitlines() if line.strip()] or ["…"]
 
     def close(self, code: int, **fields: Any) -> None:
         if self._cue:
-            self._write(max(fields.get("video_s", 0.0), self._since + 1))
+            self._end_cue(max(fields.get("video_s", 0.0), self._since + 1))
 
-    def _write(self, end: float) -> None:
-        self._turns += 1
+    def _end_cue(self, end: float) -> None:
+        self._number += 1
         mark = "." if self.vtt else ","
         text = "\n".join(line.replace("-->", "→") for line in self._cue)
         if self.vtt:
             text = text.replace("&", "&amp;").replace("<", "&lt;")
-        print(f"{self._turns}\n{_stamp(self._since, mark)} --> {_stamp(end, mark)}\n{text}\n", flush=True)
+        _write(f"{self._number}\n{_stamp(self._since, mark)} --> {_stamp(end, mark)}\n{text}\n\n")
         self._cue = []
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _one_line(text: str) -> str:

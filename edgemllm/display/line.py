@@ -66,6 +66,11 @@ class Display:
         self.paused = True
         print(prompt, end="", file=sys.stderr, flush=True)
 
+    def hold(self) -> None:
+        """Draw no live line until `resume` if an answer is about to be written on the same terminal: it would be drawn over."""
+        self.clear()
+        self.paused = sys.stdout.isatty()
+
     def resume(self) -> None:
         """Draw again."""
         self.paused = False

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Source:
     fps: float = 1.0
     start: float = 0.0
     end: float | None = None
+    max_frames: int | None = None
+    """Spread over a recording; other sources are to be stopped there by the one who watches."""
     live: bool | None = None
     """Newest frame first, by the clock; None: as the kind of source suggests."""
     retries: int = 10
@@ -39,7 +41,7 @@ class Source:
     """Frames that wait for the model at most."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.fps, self.start, self.end, None)
+        check_sampling(self.fps, self.start, self.end, self.max_frames)
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout {self.timeout:g} waits for nothing", "a time above 0, such as 10s")
         if self.retries < -1:
@@ -65,6 +67,11 @@ class Source:
         if Path(self.source).is_dir():
             return self._folder(place if same else {})
         return self._video(place, same)
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between two frames, where the source keeps to one."""
+        return self.video.interval if self.video and not self.live else None
 
     def place(self, frame: Frame) -> dict[str, Any]:
         """Where the stream is, once `frame` has been shown: for `open`."""
@@ -103,7 +110,8 @@ class Source:
         if same and start and not ahead:
             raise UsageError(f"--start {start:g}: a resumed recording goes on where it was", "leave --start away")
         silence = self.timeout or SILENCE_S
-        video = Video.open(self.source, fps=self.fps, start=self.start, end=None if ahead else self.end, timeout=silence)
+        span = {} if ahead else {"end": self.end, "max_frames": self.max_frames}
+        video = Video.open(self.source, fps=self.fps, start=self.start, timeout=silence, **span)  # type: ignore[arg-type]
         if video.live:
             self._refuse_start("a live source")
             if self.live is False:
@@ -135,5 +143,4 @@ class Source:
 
 def pipe_on_stdin() -> BufferedReader:
     """Standard input as a file of our own: a thread that still reads it does not hold up the end of the program."""
-    reader: BufferedReader = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=1 << 16)
-    return reader
+    return BufferedReader(FileIO(os.dup(sys.stdin.fileno())), 1 << 16)

@@ -11,9 +11,8 @@ import numpy as np
 
 from edgemllm import session_file
 from edgemllm.device import memory
-from edgemllm.display.answers import Answers
-from edgemllm.display.line import Display, remembered, status, strip
-from edgemllm.errors import EdgeError
+from edgemllm.display.line import remembered, status, strip
+from edgemllm.errors import EdgeError, OutOfMemoryError
 from edgemllm.inputs.clock import clock
 from edgemllm.inputs.feed import Feed, raise_error
 from edgemllm.inputs.frame import Frame
@@ -21,8 +20,8 @@ from edgemllm.inputs.similarity import Similarity
 from edgemllm.inputs.source import Source
 from edgemllm.inputs.typed_lines import TypedLines
 from edgemllm.launch import out_of_memory
-from edgemllm.runs.schedule import Schedule
-from edgemllm.session import FRAMES_AT_ONCE, Sampling, Session
+from edgemllm.runs.rounds import Rounds
+from edgemllm.session import FRAMES_AT_ONCE
 
 STATS_S = 60.0
 """Seconds of the stream between two `stats` events."""
@@ -38,37 +37,34 @@ an empty line stops the meter until the next line, so that it does not draw over
 
 @dataclass
 class Stream:
-    """One run: a session that watches a feed. The questions of `schedule` and `lines` go to it, its answers to `out`."""
+    """One run: the session of `rounds` watches a feed, and questions are put to it by schedule and by `lines`."""
 
-    session: Session
+    rounds: Rounds
     source: Source
     feed: Feed
-    schedule: Schedule
-    sampling: Sampling
-    out: Answers
-    display: Display
-    stopping: Callable[[], bool] = lambda: False
-    """Whether to end in order."""
     save_wanted: Callable[[], bool] = lambda: False
     """Whether to save now, once for every time it is true."""
     lines: TypedLines | None = None
     similarity: Similarity | None = None
     save_to: Path | None = None
+    max_frames: int | None = None
+    """Of this run."""
+    limit: int | None = None
+    """Tokens a layer that a cache which never evicts may reach."""
     place: dict[str, Any] = field(default_factory=dict)
     """Where in the source the session is."""
-    answers: int = 0
 
     def __post_init__(self) -> None:
-        self._exit = False
-        self._dropped = self.session.meter.dropped
+        self.session, self.display, self.out = self.rounds.session, self.rounds.display, self.rounds.out
+        self._exit, self._taken = False, 0
+        self._missed, self._dropped = 0, self.session.meter.dropped
         self._next_stats = self.session.meter.video_s + STATS_S
 
     def go_on(self, run: Mapping[str, Any]) -> None:
         """Take over what `state` of an earlier run gave."""
-        self.place = dict(run.get("place") or {})
-        if run.get("asked") is not None:
-            self.schedule.asked = run["asked"]
-        if self.similarity is not None and run.get("similar") is not None:
+        self.place, self._missed = dict(run["place"]), run["missed"]
+        self.rounds.go_on(run["rounds"])
+        if self.similarity is not None and run["similar"] is not None:
             self.similarity.latest = np.array(run["similar"], np.uint8)
 
     def state(self) -> dict[str, Any]:
@@ -76,40 +72,43 @@ class Stream:
         latest = None if self.similarity is None else self.similarity.latest
         return {
             "place": self.place,
-            "asked": self.schedule.asked if self.schedule.asked > -1 else None,
+            "missed": self.missed,
+            "rounds": self.rounds.state(),
             "similar": None if latest is None else latest.tolist(),
         }
 
+    @property
+    def missed(self) -> int:
+        """Frames, about, that came while the source was away."""
+        return self._missed + self.feed.missed
+
     def run(self) -> None:
-        """Watch and answer until the source ends or `stopping`. Raises MediaError where it was lost for good."""
+        """Watch and answer until the source ends or is to end. Raises MediaError where it was lost for good."""
         self.feed.begin()
+        self.rounds.ask(at=self.session.meter.video_s)  # what an earlier run was stopped at
         while not self._ending():
             self._tell()
             if self.save_wanted():
-                self.save()
-            self._answer_line()
-            frames = self.feed.take(FRAMES_AT_ONCE, before=self.schedule.next)
-            if frames:
-                self._see(frames)
-            elif (now := self.feed.next_time) is not None and now >= self.schedule.next:
-                self._ask_due(now)
-            elif self.feed.done:
+                self._save_on_the_way()
+            self._take_line()
+            if not self._step():
                 break
         if not self._ending():
             self._finish()
         self.feed.close()
         self._count()
         self._tell()
+        self._keep_lines()
+        self._say_what_was_seen()
         raise_error(self.feed)
 
     def save(self, path: Path | None = None) -> None:
         """Write the session and where the stream is. Raises EdgeError where it cannot be written."""
         path = path or self.save_to
         if path is None:
-            self.display.say("nowhere to save to: start with --save FILE, or type /save FILE")
-            return
+            raise EdgeError("nowhere to save to", "/save FILE, or start with --save FILE")
         size = session_file.save(self.session, path, self.state())
-        self.display.say(f"saved to {path} ({size} bytes) at {clock(self.session.meter.video_s)}")
+        self.display.say(f"saved to {path} ({memory.human_bytes(size)}) at {clock(self.session.meter.video_s)}")
         self.out.event("saved", path=str(path), bytes=size, video_s=round(self.session.meter.video_s, 3))
 
     def summary(self) -> dict[str, Any]:
@@ -117,14 +116,14 @@ class Stream:
         meter, video = self.session.meter, self.source.video
         return {
             "video_s": round(meter.video_s, 3),
-            "answers": self.answers,
+            "answers": self.rounds.answers,
             "video": {
                 "path": self.source.name,
                 "frames_total": video.frames_total if video else None,
                 "frames_seen": meter.frames,
                 "frames_skipped": meter.skipped,
                 "frames_dropped": meter.dropped,
-                "frames_missed": self.feed.missed,
+                "frames_missed": self.missed,
                 "seconds": video.seconds if video else None,
             },
             "frame_s": round(meter.frame_s, 3),
@@ -136,15 +135,34 @@ class Stream:
     # ---- watching ----------------------------------------------------------------------------------------------
 
     def _ending(self) -> bool:
-        return self._exit or self.stopping()
+        return self._exit or self.rounds.stopping()
+
+    def _step(self) -> bool:
+        """Watch the next frames, or ask what is due before them; False at the end."""
+        due = self.rounds.schedule.next
+        most = FRAMES_AT_ONCE if self.max_frames is None else min(FRAMES_AT_ONCE, self.max_frames - self._taken)
+        if most <= 0:
+            return False
+        frames = self.feed.take(most, before=due)
+        if frames:
+            self._taken += len(frames)
+            self._see(frames)
+        elif (now := self.feed.next_time) is not None and now >= due:
+            self.rounds.ask_due(now)
+        return not self.feed.done
 
     def _see(self, frames: list[Frame]) -> None:
         meter, similarity = self.session.meter, self.similarity
+        if self.limit is not None and self.session.cache.seen > self.limit:
+            raise OutOfMemoryError(
+                f"the cache holds all {self.session.cache.seen} tokens a layer, and memory has room for {self.limit}",
+                "choose a policy that evicts (edgemllm policies) with a --kv-budget",
+            )
         fresh = [frame for frame in frames if similarity is None or similarity.is_new(frame.pixels)]
         meter.skipped += len(frames) - len(fresh)
         if fresh:
             with out_of_memory():
-                self.session.see(fresh)
+                self.session.see(fresh, None if similarity else self.source.interval)
         meter.video_s = frames[-1].time
         self.place = self.source.place(frames[-1])
         self._count()
@@ -166,59 +184,35 @@ class Stream:
     def _finish(self) -> None:
         """The source has ended: what is due until then, what waits, what was to be asked at the end."""
         video, seconds = self.source.video, self.session.meter.video_s
-        if video is not None and video.span is not None and not video.shortfall:
+        if self.feed.done and not self.feed.error and video is not None and video.span is not None and not video.shortfall:
             seconds = max(seconds, video.start + video.span + self.source.offset)
-        while self.schedule.next <= seconds and not self._ending():
-            self._ask_due(self.schedule.next)
+        schedule = self.rounds.schedule
+        while schedule.next <= seconds and not self._ending():
+            self.rounds.ask_due(schedule.next)
         if self.lines is not None:
             self.lines.settle(PIPE_S)
-        while not self._ending() and self._answer_line():
+        while not self._ending() and self._take_line():
             pass
-        for question in self.schedule.final:
-            if not self._ending():
-                self._ask(question, self.session.meter.video_s)
-        for when, question in self.schedule.missed():
-            self.display.say(f"not asked, the source ended at {clock(seconds)} before {clock(when)}: {question}")
-        self._say_what_was_seen()
+        if not self._ending():
+            self.rounds.ask(*schedule.final, at=self.session.meter.video_s)
+            self.rounds.tell_left(seconds)
 
     def _say_what_was_seen(self) -> None:
-        meter, folder = self.session.meter, self.source.folder
-        parts = [f"{meter.frames} frames watched", f"{meter.skipped} skipped as similar"] if self.similarity else []
-        parts = parts or [f"{meter.frames} frames watched"]
+        meter, folder, video = self.session.meter, self.source.folder, self.source.video
+        parts = [f"{meter.frames} frames watched"]
+        parts += [f"{meter.skipped} skipped as similar"] if self.similarity else []
         parts += [f"{meter.dropped} dropped, because the model was busy"] if self.feed.live else []
-        parts += [f"about {self.feed.missed} missed while it was away"] if self.feed.missed else []
+        parts += [f"about {self.missed} missed while it was away"] if self.missed else []
         parts += [f"{folder.late} files came too late in order"] if folder and folder.late else []
         parts += [f"{folder.damaged} files are no image"] if folder and folder.damaged else []
-        self.display.say(f"{self.source.name}: {', '.join(parts)}")
-        if self.source.video is not None and self.source.video.shortfall:
-            self.display.say(f"warning: {self.source.video.shortfall}")
+        self.display.say(f"{self.source.name}: {', '.join(parts)}, {self.rounds.answers} questions answered")
+        if video is not None and video.shortfall:
+            self.display.say(f"warning: {video.shortfall}")
 
-    # ---- answering ---------------------------------------------------------------------------------------------
+    # ---- lines that are typed ----------------------------------------------------------------------------------
 
-    def _ask_due(self, now: float) -> None:
-        when = self.schedule.next
-        for question in self.schedule.due(now):
-            if not self._ending():
-                self._ask(question, when)
-
-    def _ask(self, question: str, seconds: float) -> None:
-        seconds = round(seconds, 3)
-        self.display.clear()
-        self.out.ask(question, seconds)
-        pieces: list[str] = []
-        with out_of_memory():
-            for piece in self.session.ask(question, self.sampling):
-                if self.stopping():
-                    self.session.stop()
-                pieces.append(piece if pieces else piece.lstrip())
-                self.display.clear()
-                self.out.piece(pieces[-1])
-        self.answers += 1
-        self.out.answer(question, "".join(pieces).strip(), seconds, self.session.kv())
-        self.display.say(f"  [{remembered(self.session)}]")
-
-    def _answer_line(self) -> bool:
-        """Answer or do one line that was typed; False if there is none. Nothing is asked before there is something to see."""
+    def _take_line(self) -> bool:
+        """Answer or do one line; False if there is none. Nothing is asked before there is something to see."""
         line = self.lines.take() if self.lines and (self.session.cache.seen or self.feed.done) else None
         if line is None:
             return False
@@ -228,14 +222,23 @@ class Stream:
         elif line.startswith("/"):
             self._command(line)
         else:
-            self._ask(line, self.session.meter.video_s)
+            self.rounds.ask(line, at=self.session.meter.video_s)
         return True
+
+    def _keep_lines(self) -> None:
+        """Questions that a stop leaves unanswered wait in the saved session."""
+        while self.lines is not None and (line := self.lines.take()) is not None:
+            if line and not line.startswith("/"):
+                self.rounds.waiting.append((round(self.session.meter.video_s, 3), line))
+        for _, question in self.rounds.waiting:
+            self.display.say(f"not answered{', --resume asks it again' if self.save_to else ''}: {question}")
 
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
         try:
             if name == "/stats":
-                self.display.tell("\n".join((self._status(), remembered(self.session), strip(self.session))))
+                now = status(self.session, self.display.device, self.display.expected)
+                self.display.tell("\n".join((now, remembered(self.session), strip(self.session))))
                 self.out.event("stats", **self.summary())
             elif name == "/save":
                 self.save(Path(argument.strip()) if argument.strip() else None)
@@ -244,9 +247,12 @@ class Stream:
             elif name == "/help":
                 self.display.tell(HELP)
             else:
-                self.display.tell(f"error: unknown command {name}\n  try: /help")
+                raise EdgeError(f"unknown command {name}", "/help")
         except EdgeError as error:
             self.display.tell(f"error: {error.message}\n  try: {error.hint}")
 
-    def _status(self) -> str:
-        return status(self.session, self.display.device, self.display.expected)
+    def _save_on_the_way(self) -> None:
+        try:
+            self.save()
+        except EdgeError as error:  # no reason to end the watching
+            self.display.tell(f"warning: {error.message}; the earlier file is as it was, and watching goes on")
