@@ -108,7 +108,7 @@ def test_a_policy_keeps_and_merges_what_its_formulas_say(case: str, size: int) -
     name, settings, choose, how = CASES[case]
     policy = policies.build(name, settings)
     layer, stream = replayed(policy, size)
-    heads = reference.replay(stream, size, BUDGET, policy.minimum(), policy.slack, choose, how)
+    heads = reference.replay(stream, size, BUDGET, policy.minimum(), policy.spare(BUDGET), choose, how)
     for number, head in enumerate(heads):
         live = slice(layer.length)
         assert layer.positions[0, 0, number, live].tolist() == head.place

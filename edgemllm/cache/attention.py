@@ -44,35 +44,8 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if policy.query_window:
         layer.remember_queries(query, scale)
-<<<<<<< HEAD
     query, key = rotate_queries(query, layer.turn), layer.rotated_keys()
-    mask = _window_mask(layer, *query.shape[1:3])
-=======
-
-    rotation = layer.rotation()
-    query, key = rotate_queries(query, rotation), rotate(key, rotation)
-    mask = causal_mask(count, length, key.device) if 1 < count < length else None
-    both_ways = layer.incoming.block is not None and count > 1
-    if both_ways:
-        mask = causal_mask(count, length, key.device)
-        block = layer.incoming.block[0]
-        mask[:, -count:] |= (block == block[:, None]) & (block >= 0)
-    if layer.window is not None and (length > layer.window or policy.positions == "original"):
-        mask = layer.inside_window(count) & (mask if both_ways else causal_mask(count, length, key.device))
-        if 1 < mask.shape[1] < heads:
-            mask = mask.repeat_interleave(heads // mask.shape[1], dim=1)
-    out = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=mask is None and 1 < count == length,
-        scale=scale,
-        enable_gqa=heads > key.shape[1],
-    )
-
-    # Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
->>>>>>> families
+    mask = _mask(layer, *query.shape[1:3])
     watched = min(count, policy.observe_window)
     if watched == count == 1 and mask is None:
         out = _attend_and_show(layer, query, key, value, scale)
@@ -82,12 +55,19 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _window_mask(layer: CacheLayer, heads: int, count: int) -> Tensor | None:
-    """What a sliding layer's queries see, (B, H | 1, q, L); None where causality alone decides."""
-    if layer.window is None or (layer.length <= layer.window and layer.policy.positions != "original"):
+def _mask(layer: CacheLayer, heads: int, count: int) -> Tensor | None:
+    """What queries see where causality alone does not decide, (B, H | 1, q, L) or (q, L): in blocks and sliding layers."""
+    block = layer.incoming.block if count > 1 else None
+    slides = layer.window is not None and (layer.length > layer.window or layer.policy.positions == "original")
+    if block is None and not slides:
         return None
-    mask = layer.inside_window(count) & causal_mask(count, layer.length, layer.device)
-    return mask.repeat_interleave(heads // mask.shape[1], dim=1) if 1 < mask.shape[1] < heads else mask
+    mask = causal_mask(count, layer.length, layer.device)
+    if block is not None:
+        mask[:, -count:] |= (block[0] == block[0][:, None]) & (block[0] >= 0)
+    if slides:
+        mask = layer.inside_window(count) & mask
+        mask = mask.repeat_interleave(heads // mask.shape[1], dim=1) if 1 < mask.shape[1] < heads else mask
+    return mask
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -108,7 +88,8 @@ def _attend_and_show(layer: CacheLayer, query: Tensor, key: Tensor, value: Tenso
     layer.rows = slice(layer.length - 1, layer.length)
     each = weights.view(-1, heads, 1, layer.length)
     layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, kv_heads))
-    return (weights.to(value.dtype) @ value).view(query.shape)
+    out: Tensor = (weights.to(value.dtype) @ value).view(query.shape)
+    return out
 
 
 def _show(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> None:

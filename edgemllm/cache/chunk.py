@@ -26,17 +26,16 @@ class Modality(IntEnum):
 class Chunk:
     """Consecutive tokens, ready for the language model.
 
-    embeds     (B, q, E)
-    positions  (A, B, q) int64: places in the whole stream, never reset
-    modality   (B, q) uint8
-    time       (B, q) float32: seconds of the video the token shows, NaN where there is none
-    deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
-    step       the native gap between neighbouring positions: renumbering never widens or narrows it
-<<<<<<< HEAD
-    ahead      every position lies behind all that came before: known of text, not of part of a picture
-=======
-    block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
->>>>>>> families
+        embeds     (B, q, E)
+        positions  (A, B, q) int64: places in the whole stream, never reset
+        modality   (B, q) uint8
+        time       (B, q) float32: seconds of the video the token shows, NaN where there is none
+        deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
+        step       the native gap between neighbouring positions: renumbering never widens or narrows it
+    <<<<<<< HEAD
+        ahead      every position lies behind all that came before: known of text, not of part of a picture
+    =======
+        block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
     """
 
     embeds: Tensor
@@ -45,11 +44,8 @@ class Chunk:
     time: Tensor
     deep: Tensor | None = None
     step: int = 1
-<<<<<<< HEAD
     ahead: bool = False
-=======
     block: Tensor | None = None
->>>>>>> families
 
     def __len__(self) -> int:
         return self.embeds.shape[1]
@@ -67,10 +63,8 @@ class Chunk:
             deep = None if self.deep is None else self.deep[:, :, part]
             block = None if self.block is None else self.block[:, part]
             embeds, positions = self.embeds[:, part], self.positions[..., part]
-<<<<<<< HEAD
-            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step, self.ahead)
-=======
-            yield Chunk(embeds, positions, self.modality[:, part], self.time[:, part], deep, self.step, block)
+            modality, time = self.modality[:, part], self.time[:, part]
+            yield Chunk(embeds, positions, modality, time, deep, self.step, self.ahead, block)
             start = part.stop
 
     def _cut(self, start: int, size: int) -> int:
@@ -84,7 +78,6 @@ class Chunk:
         inside = (self.block[0] == name).nonzero()
         first, last = int(inside[0]), int(inside[-1])
         return first if first > start else last + 1
->>>>>>> families
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
@@ -113,9 +106,6 @@ class Chunk:
             torch.cat([chunk.time for chunk in chunks], 1),
             deep,
             max(chunk.step for chunk in chunks),
-<<<<<<< HEAD
             all(chunk.ahead for chunk in chunks),
-=======
             block,
->>>>>>> families
         )

@@ -80,8 +80,9 @@ class StandardInput:
 
     def __init__(self, again: bool) -> None:
         self.stream: BinaryIO = sys.stdin.buffer
-        self.kept: Any = tempfile.TemporaryFile() if again else None
+        self.kept: Any = None
         if again:
+            self.kept = tempfile.TemporaryFile()
             weakref.finalize(self, self.kept.close)
 
     def blocks(self) -> Iterator[bytes]:

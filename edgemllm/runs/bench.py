@@ -198,7 +198,7 @@ class Stock:
         self.family = family
         multimodal = hasattr(family.model.config, "vision_config")
         family.model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"} if multimodal else "sdpa")
-        self.new_cache = lambda: DynamicCache(config=family.config)
+        self.new_cache: Any = lambda: DynamicCache(config=family.config)
         self.cache = self.new_cache()
 
     def once(self, ids: list[int], new_tokens: int) -> Sample:
