@@ -87,13 +87,13 @@ class Level(NamedTuple):
 
 
 LEVELS = (
-    Level(32, 4, 1.0, None, 0, 0.08),
-    Level(64, 9, 1.0, None, 0, 0.14),
-    Level(256, 4, 0.3, 0.92, 0.8, 0.25),
-    Level(256, 9, 0.2, 0.85, 0.6, 0.4),
-    Level(256, 14, 0.1, 0.85, 0.4, 0.55),
-    Level(512, 26, 0.1, None, 0.3, 0.75),
-    Level(1024, 44, 0.1, None, 0.2, 2.0),
+    Level(32, 4, 1.0, None, 0, 0.06),
+    Level(64, 9, 1.0, None, 0, 0.12),
+    Level(256, 4, 0.3, 0.92, 0.8, 0.2),
+    Level(256, 9, 0.2, 0.85, 0.6, 0.3),
+    Level(256, 20, 0.4, 0.85, 0.7, 0.66),
+    Level(512, 30, 0.2, 0.8, 0.6, 0.88),
+    Level(1024, 44, 0.1, None, 0.4, 2.0),
 )
 
 
@@ -117,7 +117,7 @@ class Course:
 
 
 def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None, level: int = 0) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the tokens is prose.
+    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A tenth of the tokens is prose.
 
     `start`: a finished checkpoint folder to go on from, instead of the earlier phases.
     """
@@ -155,12 +155,13 @@ def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None
         talk = wanted.nonzero()[:, 0] < rows - drills
         # A drill has many more answers than a conversation: each kind counts as its own mean.
         losses = {"talk": each[talk].mean() if drills < rows else None, "drill": each[~talk].mean() if drills else None}
-        length = 1024 if stage.length == 1024 else 256
-        ids = text_batch(tokens, rng, 1024 // length, length)
-        hidden = compiled(inputs_embeds=text_model.embed_tokens(ids), use_cache=False).last_hidden_state[:, :-1]
-        losses["text"] = 0.5 * nn.functional.cross_entropy(head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+        if step % 2 == 0:  # prose, a tenth of the tokens
+            length = 1024 if stage.length == 1024 else 256
+            ids = text_batch(tokens, rng, 1024 // length, length)
+            hidden = compiled(inputs_embeds=text_model.embed_tokens(ids), use_cache=False).last_hidden_state[:, :-1]
+            losses["text"] = nn.functional.cross_entropy(head(hidden).flatten(0, 1), ids[:, 1:].flatten())
         torch.stack([loss for loss in losses.values() if loss is not None]).sum().backward()
-        optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.45)))
+        optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.5)))
         for name, loss in losses.items():
             if loss is not None:
                 shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
