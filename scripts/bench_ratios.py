@@ -75,11 +75,14 @@ class Side:
                 continue
             self.cache.stage(self.family.text([0] * size, self.session.position))
             self.session.position += size
-            for number, layer in enumerate(self.cache.layers):
-                live = layer.update(part[0], part[1])
-                if layer.policy.query_window or layer.policy.observe_window:
-                    module = SimpleNamespace(layer_idx=number)
-                    ours.attention(module, part[2][:, :, -64:] if size > 64 else part[2], *live, None, kv_cache=self.cache)
+            for layer in self.cache.layers:
+                layer.update(part[0], part[1])
+                if layer.policy.query_window:
+                    layer.remember_queries(part[2], spec.head_dim**-0.5)
+                if layer.policy.observe_window:
+                    heads = spec.heads if layer.policy.per_query_head else spec.kv_heads
+                    layer.rows = slice(layer.length - 1, layer.length)
+                    layer.policy.observe(layer, torch.rand(1, heads, 1, layer.length, device=keys.device).softmax(-1))
 
     def feed(self, ids: Sequence[int]) -> Tensor:
         """Logits (1, V) behind the tokens."""

@@ -26,16 +26,14 @@ class Modality(IntEnum):
 class Chunk:
     """Consecutive tokens, ready for the language model.
 
-        embeds     (B, q, E)
-        positions  (A, B, q) int64: places in the whole stream, never reset
-        modality   (B, q) uint8
-        time       (B, q) float32: seconds of the video the token shows, NaN where there is none
-        deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
-        step       the native gap between neighbouring positions: renumbering never widens or narrows it
-    <<<<<<< HEAD
-        ahead      every position lies behind all that came before: known of text, not of part of a picture
-    =======
-        block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
+    embeds     (B, q, E)
+    positions  (A, B, q) int64: places in the whole stream, never reset
+    modality   (B, q) uint8
+    time       (B, q) float32: seconds of the video the token shows, NaN where there is none
+    deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
+    step       the native gap between neighbouring positions: renumbering never widens or narrows it
+    ahead      every position lies behind all that came before: known of text, not of part of a picture
+    block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
     """
 
     embeds: Tensor

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError, OutOfMemoryError, UsageError
+from edgemllm.inputs.detail import Detail
 from edgemllm.launch import Launch, Request, out_of_memory, prepare
 from edgemllm.models.base import ModelFamily
 from edgemllm.session import Session
@@ -296,8 +297,10 @@ def median(values: Sequence[float]) -> float:
 def main() -> None:
     """Read a cell from standard input, write what was measured."""
     asked = json.load(sys.stdin)
+    request = asked["request"]
+    request["detail"] = Detail(**request["detail"])
     try:
-        found = measure(Cell(**{**asked, "request": Request(**asked["request"])}))
+        found = measure(Cell(**{**asked, "request": Request(**request)}))
     except EdgeError as error:
         found = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
     print(json.dumps(found))
