@@ -154,7 +154,7 @@ def _every_model(request: Request) -> None:
     from edgemllm.models import shipped
 
     headed = False
-    for name in shipped.names():
+    for name in filter(shipped.hub_id, shipped.names()):
         found = over_profiles(replace(request, model=f"{shipped.PREFIX}{name}"))
         if not headed:
             print(f"| model | {' | '.join(found)} |\n|---|{'---:|' * len(found)}")
