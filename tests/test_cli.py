@@ -288,3 +288,18 @@ def test_a_signal_ends_the_run_with_its_output(number: int, code: int) -> None:
     assert process.returncode == code, err
     assert json.loads(out)["kv"]["seen_tokens"] > 0
     assert "Traceback" not in err
+
+
+def test_known_models_and_where_one_fits() -> None:
+    listed = run("models")
+    assert listed.returncode == 0
+    assert "Qwen/Qwen2.5-VL-7B-Instruct" in listed.stdout
+    table = run("plan", "--model", "demo", "--profile", "all", "--json")
+    plans = json.loads(table.stdout)["plans"]
+    assert {"orin-nano-8gb", "h200-141gb"} <= {plan["profile"] for plan in plans if plan["fits"]}
+
+
+def test_detail_that_a_model_does_not_offer() -> None:
+    done = run(*SHORT_RUN, "--tokens-per-frame", "64", "hi")
+    assert done.returncode == 2
+    assert "pictures of one size" in done.stderr

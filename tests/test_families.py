@@ -79,6 +79,7 @@ def test_a_saved_folder_gives_the_same_answer_and_quantises_the_language_model_a
 def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
     pytest.importorskip("bitsandbytes")
     config = make().model.config
+    config.get_text_config().vocab_size = 400  # room for a token a byte
     family = loading.load(loading.Checkpoint("random", None, config), quant, detail=ANY)
     planned = ModelSpec.from_config(config).weights_bytes(quant, "float32")
     assert planned == pytest.approx(real_bytes(family.model), rel=0.05)
@@ -191,3 +192,16 @@ def test_a_checkpoint_quantised_beforehand_is_taken_as_it_is(tmp_path: Path) -> 
     assert prepare(Request(folder)).plan.weights_bytes == (tmp_path / "model.safetensors").stat().st_size
     with pytest.raises(UsageError, match="already quantised with awq"):
         prepare(Request(folder, quant="nf4"))
+
+
+@quantising
+def test_a_checkpoint_in_four_bits_is_loaded_by_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    first = opened(qwen2_5_vl(), saved(qwen2_5_vl(), tmp_path / "whole"), "nf4")
+    first.model.save_pretrained(tmp_path / "small")
+    first.tokenizer.save_pretrained(tmp_path / "small")
+    checkpoint = loading.locate(str(tmp_path / "small"))
+    assert checkpoint.ready_made == "bitsandbytes"
+    again = loading.load(checkpoint, detail=FEW)
+    assert loading.quantisation_of(again.model) == "nf4"
+    assert asked(again)[0] == asked(first)[0]

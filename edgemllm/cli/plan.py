@@ -153,15 +153,13 @@ def _every_model(request: Request) -> None:
     """Markdown: a line for every known model, a column for every device, in a cell what the plan came to."""
     from edgemllm.models import shipped
 
-    names = [name for name in shipped.names() if shipped.hub_id(name)]
-    lines: list[str] = []
-    for name in names:
+    headed = False
+    for name in filter(shipped.hub_id, shipped.names()):
         found = over_profiles(replace(request, model=f"{shipped.PREFIX}{name}"))
-        if not lines:
-            lines += [f"| model | {' | '.join(found)} |", f"|---|{'---:|' * len(found)}"]
-        cells = [_cell(made) for made in found.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    print("\n".join(lines))
+        if not headed:
+            print(f"| model | {' | '.join(found)} |\n|---|{'---:|' * len(found)}")
+            headed = True
+        print(f"| {name} | {' | '.join(_cell(made) for made in found.values())} |", flush=True)
 
 
 def _cell(made: Launch | DoesNotFitError) -> str:

@@ -21,6 +21,7 @@ from edgemllm.inputs.clock import clock, parse_time
 if TYPE_CHECKING:
     from edgemllm.display.answers import Answers
     from edgemllm.display.line import Display
+    from edgemllm.inputs.detail import Detail
     from edgemllm.inputs.source import Source
     from edgemllm.inputs.typed_lines import TypedLines
     from edgemllm.runs.schedule import Schedule
@@ -60,6 +61,8 @@ def stream(
     max_frames: options.MaxFrames = None,
     start: options.Start = None,
     end: options.End = None,
+    max_pixels: options.MaxPixels = None,
+    tokens_per_frame: options.TokensPerFrame = None,
     live: options.Live = None,
     retries: options.Retries = 10,
     timeout: options.Timeout = None,
@@ -104,6 +107,7 @@ def stream(
     with Interrupts(saves=True) as interrupts, contextlib.ExitStack() as at_end:
         quiet_libraries(verbose)
         from edgemllm import session_file
+        from edgemllm.inputs.detail import Detail
         from edgemllm.inputs.similarity import Similarity
         from edgemllm.inputs.source import Source
         from edgemllm.launch import Request, prepare
@@ -125,9 +129,12 @@ def stream(
         at_end.callback(feed.close)
         schedule.start = watched.start
         _check_times(schedule, watched)
+        detail = Detail(max_pixels, tokens_per_frame)
         launch = prepare(
-            Request(model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system),
-            lambda config: _input_tokens(config, watched, schedule),
+            Request(
+                model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system, detail
+            ),
+            lambda config: _input_tokens(config, watched, schedule, detail),
         )
         if dry_run:
             from edgemllm.cli.plan import arithmetic
@@ -233,14 +240,14 @@ def _check_times(schedule: Schedule, source: Source) -> None:
     )
 
 
-def _input_tokens(config: Any, source: Source, schedule: Schedule) -> int | None:
+def _input_tokens(config: Any, source: Source, schedule: Schedule, detail: Detail) -> int | None:
     """About how many tokens the input has, or None where its length is not known."""
     from edgemllm.models import family_of
 
     video = source.video
     if video is None or video.expected is None or video.span is None:
         return None
-    frames, _ = family_of(config.model_type).media_tokens(config)
+    frames, _ = family_of(config.model_type).media_tokens(config, detail)
     rounds = [(question, video.span // every) for question, every in schedule.standing]
     rounds += [(question, 1) for question in (*schedule.final, *(question for _, question in schedule.timed))]
     return round(video.expected * frames + sum(count * (len(question) // 3 + TURN_TOKENS) for question, count in rounds))

@@ -19,7 +19,7 @@ from edgemllm.models.quantisation import method_of, quantisation_of, recipe
 __all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
-NEEDS = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes"}
+NEEDS = {"awq": "gptqmodel", "gptq": "optimum gptqmodel", "bitsandbytes": "bitsandbytes"}
 """Packages without which transformers cannot read a checkpoint that was quantised beforehand."""
 
 
