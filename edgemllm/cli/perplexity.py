@@ -172,9 +172,12 @@ class Perplexity:
         reference = not launch.policy.bounded and len(self.launches) > 1
         final = run.ended or (reference and run.failure is not None)
         done = run.as_json(launch.device)
+        saved = False
         if run.sums.fed and (final or not run.broken):
-            self._write(run, [*self.output.runs, done] if final else self.output.runs, None if final else run.state())
+            saved = self._write(run, [*self.output.runs, done] if final else self.output.runs, None if final else run.state())
         self.output.add(done, run.failure, reference)
+        if saved and not final:
+            self.output.say(f"the same command with --resume goes on from {run.sums.tokens} tokens")
 
     def _pause(self, run: Run) -> bool:
         """Between two chunks: show, write, and stop where a signal came."""
@@ -202,13 +205,14 @@ class Perplexity:
             self.output.say(f"no checkpoint {self.checkpoint.path} yet: from the beginning")
         return state
 
-    def _write(self, run: Run, finished: list[dict[str, Any]], state: dict[str, Any] | None) -> None:
+    def _write(self, run: Run, finished: list[dict[str, Any]], state: dict[str, Any] | None) -> bool:
         if self.checkpoint is None:
-            return
+            return False
         problem = self.checkpoint.write(run, finished, state)
         if problem:
             self.output.say(f"warning: {problem}; the run goes on, the next checkpoint is tried later")
         self.output.event("checkpoint", policy=run.policy, tokens=run.sums.tokens, problem=problem)
+        return not problem
 
     def _compare(self, launch: Launch, session: Session) -> dict[str, Any]:
         """The agreement with the full cache over the longest span that the model was trained for and memory holds."""

@@ -25,6 +25,8 @@ def line_up(
     if repeated:
         raise UsageError(f"--policy names {', '.join(sorted(repeated))} twice", "each policy once")
     settings = _settings(request.settings, names)
+    if request.chunk == 1:  # what papers measure: room for one token is made at every token
+        settings = {name: own if _given("slack", own) else [*own, "slack=1"] for name, own in settings.items()}
     known = None if tokens is None else tokens + 1  # the first is read, not scored
 
     def of(name: str, budget: str, length: int | None) -> Launch:
@@ -68,6 +70,10 @@ def _settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[s
         for name in takers or names[:1]:  # nobody takes it: the first policy says so
             found[name].append(f"{key}={value}" if "=" in setting else setting)
     return found
+
+
+def _given(key: str, settings: Sequence[str]) -> bool:
+    return any(setting.partition("=")[0].strip() == key for setting in settings)
 
 
 def _fields(name: str) -> set[str]:
