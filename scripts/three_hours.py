@@ -61,11 +61,11 @@ def measure(policy: str, events: list[dict[str, Any]], minutes: float, wall_s: f
     before, after = early["memory"]["rss_peak_bytes"], stats[-1]["memory"]["rss_peak_bytes"]
 
     def latency(start: float, end: float) -> float:
-        inside = [event for event in stats if start <= event["video_s"] <= end]
-        frames = inside[-1]["video"]["frames_seen"] - inside[0]["video"]["frames_seen"]
-        return float(1000 * (inside[-1]["frame_s"] - inside[0]["frame_s"]) / frames)
+        one, other = (next((each for each in stats if each["video_s"] >= time), stats[-1]) for time in (start, end))
+        frames = other["video"]["frames_seen"] - one["video"]["frames_seen"]
+        return float(1000 * (other["frame_s"] - one["frame_s"]) / frames)
 
-    first, last = latency(0, third), latency(2 * third - 1, 3 * third)
+    first, last = latency(0, third), latency(2 * third, 3 * third)
     kv, seen = stats[-1]["kv"], stats[-1]["video"]["frames_seen"]
     good = (
         len(sizes) == 1

@@ -293,7 +293,7 @@ def test_sigterm_during_an_answer_flushes_and_the_question_is_asked_again(tmp_pa
     first = process.stdout.read(60)  # the time stamp, the question, and the beginning of an answer without end
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)  # as `timeout` does
-    rest, err = process.communicate(timeout=60)
+    rest, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
     assert (first + rest).startswith(f"00:00:08\t{QUESTION}\t")
     assert (first + rest).endswith("\n")
@@ -340,7 +340,7 @@ def test_a_camera_is_watched_across_a_gap_and_the_gap_is_told() -> None:
         back = wait_for(process, "back", seen)
         wait_for(process, "answer", seen)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
         camera.unplug()
