@@ -9,16 +9,8 @@ from typing import Any
 from edgemllm.errors import EdgeError
 
 HEAD = (
-    "policy",
-    "KV tokens",
-    "between",
-    "asked",
-    "old facts",
-    "recent",
-    "not told: refused",
-    "told: refused",
-    "held",
-    "against",
+    *("policy", "KV", "tokens", "between", "asked"),
+    *("old facts", "recent", "not told: refused", "told: refused", "held", "against"),
 )
 
 
@@ -49,9 +41,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         for run in runs
     ]
     widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in (HEAD, *rows)
-    ]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in (HEAD, *rows)]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 

@@ -48,16 +48,19 @@ class Stream:
         self.frames = isinstance(haystack.items[0], Frame)
         self.recorded: dict[int, Chunk] = {}
 
-    def show(self, session: Session, first: int, last: int, record: bool) -> None:
-        """Items first to last (excluded); what a video tower made of them is kept where `record` says that it will recur."""
+    def begin(self, session: Session, record: bool) -> None:
+        """Open a video where none is open; what the tower makes of it is kept where `record` says that it will recur."""
+        if self.frames and session.clip is None:
+            clip = session.begin(1.0)
+            session.clip = Recorder(clip, self.recorded) if record else clip
+
+    def show(self, session: Session, first: int, last: int) -> None:
+        """Items first to last (excluded)."""
         items = self.haystack.items[first:last]
         if not self.frames:
             for item in items:
                 session.feed(self.family.text(self.family.tokenize(item), session.position))
             return
-        clip = session.clip or session.begin(1.0)
-        if record and not isinstance(clip, Recorder):
-            session.clip = clip = Recorder(clip, self.recorded)
         for start in range(0, len(items), FRAMES_AT_ONCE):
             session.see(items[start : start + FRAMES_AT_ONCE])
 
@@ -168,11 +171,12 @@ class _Walk:
         session = self.session
         while self.shown < end:
             last = min(self.shown + (FRAMES_AT_ONCE if self.stream.frames else 1), end)
+            self.stream.begin(session, self.record)
             before, place = session.cache.seen, session.position
             facts = sum(self.stream.is_fact(item) for item in range(self.shown, last))
             if facts and not self.stream.frames:
                 self.marks.spans.append((place, place + len(session.family.tokenize(self.stream.haystack.items[self.shown]))))
-            self.stream.show(session, self.shown, last, self.record)
+            self.stream.show(session, self.shown, last)
             count = session.cache.seen - before
             for item in range(self.shown, last):
                 self.ends[item] = before + count * (item + 1 - self.shown) // (last - self.shown)
