@@ -99,12 +99,12 @@ def test_turning_back_gives_the_key_again() -> None:
 
 @pytest.mark.usefixtures("inference")
 @pytest.mark.parametrize("make", [llama, qwen2_vl])
-@pytest.mark.parametrize("name", ["streaming-llm", "h2o", "edge"])
+@pytest.mark.parametrize("name", ["streaming-llm", "h2o"])
 def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> None:
     """After hundreds of compactions the stored keys still are the unrotated ones at their places."""
-    tiny, settings = make(), ["recent=4"] if name == "edge" else []
+    tiny = make()
     tiny.use(NAME)
-    turned, plain = (tiny.new_cache(policies.build(name, settings), 40, 8) for _ in range(2))
+    turned, plain = (tiny.new_cache(policies.build(name), 40, 8) for _ in range(2))
     for layer in plain.layers:
         layer.keeps_turned = False
     for number in range(250):
