@@ -58,7 +58,8 @@ def command(out: Path, name: str, *options: object) -> None:
     done = subprocess.run([sys.executable, "-m", "edgemllm", *arguments], stdout=subprocess.PIPE, check=False, env=environment)
     if done.returncode:
         sys.exit(done.returncode)
-    (out / f"{name}.json").write_bytes(done.stdout)
+    typed = [Path(word).name if Path(word).exists() else word for word in map(str, options)]
+    (out / f"{name}.json").write_text(json.dumps({**json.loads(done.stdout), "typed": typed}))
 
 
 def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
@@ -176,8 +177,8 @@ def report(out: Path) -> None:
     page = [
         "# Perplexity of an endless stream in a fixed cache",
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}. "
-        "One run each. Made by `scripts/measure_perplexity.py`, whose first lines say how; the text is English novels that no "
-        f"model here was trained on, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike.",
+        "One run each. Made by `scripts/measure_perplexity.py`, whose first lines say how; `pages.txt` are English novels "
+        f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike.",
     ]
     for name, title, table in (
         ("long", "The long run", flat),
@@ -186,13 +187,10 @@ def report(out: Path) -> None:
     ):
         if name in known:
             head = known[name]
-            policies = ",".join(run["policy"] for run in head["runs"])
-            text = " ".join(f"--text {Path(source).name}" for source in head["text"])
             shutil.copy(out / f"{name}.png", PAGE.with_name(f"perplexity-{name}.png"))
             page += [
                 f"## {title}",
-                f"    edgemllm perplexity --model {Path(head['model']).name} {text} --tokens {head['tokens_wanted']} "
-                f"--policy {policies} --json --plot {name}.png",
+                f"    edgemllm perplexity {' '.join(head['typed'])} --json --plot {name}.png",
                 table(head),
                 f"![perplexity, memory and speed over the stream](perplexity-{name}.png)",
             ]
