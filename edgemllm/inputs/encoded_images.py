@@ -36,6 +36,10 @@ class EncodedImages:
                 raise self._error(f"image {self.index} ({len(data)} bytes) cannot be decoded")
             yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), (self.index - 1) / self.fps, self.index - 1)
 
+    def close(self) -> None:
+        """Let go of the pipe."""
+        self.pipe.close()
+
     def _image(self) -> bytearray | None:
         """The bytes of the next image, None at the end of the pipe."""
         head = self.pipe.read(2)

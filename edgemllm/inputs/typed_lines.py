@@ -41,9 +41,15 @@ class TypedLines:
     def _run(self, stream: TextIO) -> None:
         try:
             # A file of our own: the interpreter's cannot be closed at the end while this thread still reads it.
-            stream = os.fdopen(os.dup(stream.fileno()), encoding="utf-8", errors="replace")
+            own = os.fdopen(os.dup(stream.fileno()), encoding="utf-8", errors="replace")
         except (OSError, ValueError):  # replaced by an embedding program
-            pass
+            self._read(stream)
+        else:
+            with own:
+                self._read(own)
+        self.ended = True
+
+    def _read(self, stream: TextIO) -> None:
         while True:
             try:
                 line = stream.readline()
@@ -51,9 +57,8 @@ class TypedLines:
                 time.sleep(BACKGROUND_S)
                 continue
             except ValueError:  # closed
-                break
+                return
             if not line:
-                break
+                return
             if line.strip() or self.interactive:
                 self._lines.put(line.strip())
-        self.ended = True
