@@ -31,6 +31,8 @@ PIECE = 16_000
 """Characters of a page: books differ, so that only a stream of shuffled pages is alike at its two ends."""
 
 BIAS, RECENT, WINDOW = (0.0, 0.001, 0.003, 0.01), (0.25, 0.5, 0.75, 0.9), (8, 32, 64)
+SWEEP_CHUNK = 128
+"""The same for every setting, or their numbers do not compare."""
 
 
 def shuffled(books: Path, path: Path) -> None:
@@ -77,7 +79,7 @@ def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
         if any(row.items() <= known.items() for known in rows):
             continue
         settings = [f"inf-mllm.{key}={value}" for key, value in row.items() if value is not None]
-        pair = line_up(Request(settings=settings, kv_budget=budget), ["inf-mllm", "streaming-llm"], tokens)
+        pair = line_up(Request(settings=settings, kv_budget=budget, chunk=SWEEP_CHUNK), ["inf-mllm", "streaming-llm"], tokens)
         launch = pair[0] if settings else pair[1]
         session = launch.open(family=family)
         family = session.family
@@ -196,7 +198,7 @@ def report(out: Path) -> None:
             ]
     if "sweep" in known:
         rows = known["sweep"]["rows"]
-        first = f"The first {rows[0]['tokens']:,} tokens of the same text at {rows[0]['kv_bytes']:,} bytes of KV cache or less."
+        first = f"The first {rows[0]['tokens']:,} tokens of the same text at {rows[0]['kv_bytes']:,} bytes of KV cache or less, in chunks of {SWEEP_CHUNK}."
         page += ["## The settings of inf-mllm", first, swept(rows)]
     PAGE.write_text("\n\n".join(page) + "\n")
 
