@@ -198,7 +198,10 @@ def report(out: Path) -> None:
             ]
     if "sweep" in known:
         rows = known["sweep"]["rows"]
-        first = f"The first {rows[0]['tokens']:,} tokens of the same text at {rows[0]['kv_bytes']:,} bytes of KV cache or less, in chunks of {SWEEP_CHUNK}."
+        first = (
+            f"The first {rows[0]['tokens']:,} tokens of the same text in chunks of {SWEEP_CHUNK}, "
+            f"at {rows[0]['kv_bytes']:,} bytes of KV cache or less."
+        )
         page += ["## The settings of inf-mllm", first, swept(rows)]
     PAGE.write_text("\n\n".join(page) + "\n")
 
