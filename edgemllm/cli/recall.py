@@ -217,6 +217,8 @@ class Recall:
         from edgemllm.runs.recall_score import Score
 
         launch = self.launches[place]
+        if hasattr(launch.policy, "seed"):  # facts lie at the same places in every stream: a sample must not
+            launch = dataclasses.replace(launch, policy=dataclasses.replace(launch.policy, seed=stream.haystack.seed))
         session = launch.open(family=self.family)
         self.interrupts.session = session
         with out_of_memory():
