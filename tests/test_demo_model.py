@@ -106,7 +106,6 @@ def test_the_processor_files_say_what_the_model_was_trained_with() -> None:
     assert read["processor_config.json"]["vision_feature_select_strategy"] == "full"
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped weights are an unfinished training run: see the model card")
 def test_it_answers_about_a_clip_of_another_renderer(model: Any, tokenizer: Any) -> None:
     right = []
     for seed in range(12):

@@ -38,10 +38,10 @@ def script(name: str, *arguments: object, environment: dict[str, str], **more: s
 def test_watch_door_appends_alerts_and_goes_on_where_it_was(environment: dict[str, str], tmp_path: Path) -> None:
     alerts = tmp_path / "alerts.tsv"
     more = {"QUESTION": "Was there a red circle?", "EVERY": "6s"}
-    done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "14", environment=environment, ALERT="", **more)
+    done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "14", environment=environment, ALERT=".", **more)
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[1] for line in alerts.read_text().splitlines()] == ["00:00:06", "00:00:12"]
-    done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "20", environment=environment, ALERT="", **more)
+    done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "20", environment=environment, ALERT=".", **more)
     assert "going on from" in done.stderr
     assert [line.split("\t")[1] for line in alerts.read_text().splitlines()][2:] == ["00:00:18"]
     done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "26", environment=environment, ALERT="^never", **more)

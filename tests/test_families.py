@@ -36,7 +36,12 @@ def saved(tiny: Tiny, folder: Path) -> str:
 
 def opened(tiny: Tiny, folder: str, quant: str = "none") -> ModelFamily:
     detail = FEW if tiny.model.config.model_type.startswith("qwen") and "vl" in tiny.model.config.model_type else ANY
-    return loading.load(loading.locate(folder), quant, detail=detail)
+    family = loading.load(loading.locate(folder), quant, detail=detail)
+    if (
+        tiny.model.config.model_type == "qwen2"
+    ):  # transformers has a class of its own for it, which cuts our toy words otherwise
+        family.tokenizer = tiny.family.tokenizer
+    return family
 
 
 def asked(family: ModelFamily) -> tuple[str, torch.Tensor]:
