@@ -97,7 +97,7 @@ def test_two_caches_on_one_model_do_not_touch_each_other() -> None:
     alone = tiny.run(tiny.text_chunk(ids), 8, StreamingLLM(), 20)
     from edgemllm.cache.attention import forward
 
-    caches = [tiny.new_cache(StreamingLLM(), 20) for _ in range(2)]
+    caches = [tiny.new_cache(StreamingLLM(), 20, 8) for _ in range(2)]
     mixed = []
     for mine, theirs in zip(tiny.text_chunk(ids).split(8), tiny.text_chunk(other).split(8), strict=True):
         mixed.append(forward(tiny.text, caches[0], mine))
