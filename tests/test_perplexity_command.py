@@ -186,7 +186,7 @@ MISTAKES = {
     "more than there is": (3, "cannot have so many tokens", ["--text", str(LICENSE), "--tokens", "4M"]),
     "endless": (2, "would never end", ["--text", str(LICENSE), "--loop"]),
     "standard input twice": (2, "given twice", ["--text", "-", "--text", "-"]),
-    "no policy": (2, "empty name", ["--policy", "window,,full"]),
+    "no policy": (2, "empty value", ["--policy", "window,,full"]),
     "unknown policy": (2, "did you mean 'window'", ["--policy", "full,windw"]),
     "policy twice": (2, "twice", ["--policy", "full,full"]),
     "setting of nobody": (2, "not among the policies", ["--policy", "full,window", "--set", "h2o.x=1"]),

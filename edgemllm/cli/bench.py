@@ -56,19 +56,19 @@ def bench(
     kind = "json" if json else "jsonl" if jsonl else output
     if kind not in FORMATS:
         raise UsageError(f"--output {output} is unknown", f"one of {', '.join(FORMATS)}")
-    contexts = [parse_count(word, "--context") for word in _words(context, "--context")]
+    contexts = [parse_count(word, "--context") for word in options.listed(context, "--context")]
     quiet_libraries(verbose)
     from edgemllm.device import profiles
     from edgemllm.launch import Request
     from edgemllm.runs.bench import STOCK, grid
 
-    names = _words(policy, "--policy") if policy is not None else [profiles.load(profile).cache.policy]
+    names = options.listed(policy, "--policy") if policy is not None else [profiles.load(profile).cache.policy]
     if compare_stock and STOCK not in names:
         names = [STOCK, *names]
     request = Request(
         model, profile, None, set, "auto", "auto", dtype, device, chunk, offline, trust_remote_code
     )  # fmt: skip
-    budgets, quants = _words(kv_budget, "--kv-budget"), _words(quant, "--quant")
+    budgets, quants = options.listed(kv_budget, "--kv-budget"), options.listed(quant, "--quant")
     cells = grid(request, names, contexts, budgets, quants, new_tokens, repeat)
     launches = [cell.prepare() for cell in cells]  # whatever cannot run is refused before anything is loaded
     if dry_run:
@@ -76,13 +76,6 @@ def bench(
             print(f"{title(cell)}  {launch.plan.total_bytes} bytes")
         return
     Bench(launches[0], Display("none" if quiet else progress), kind).go(cells)
-
-
-def _words(text: str, option: str) -> list[str]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(words):
-        raise UsageError(f"{option} {text!r} has an empty value", f"{option} a,b")
-    return words
 
 
 def title(cell: Cell) -> str:

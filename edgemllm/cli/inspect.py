@@ -90,7 +90,7 @@ def inspect(
                 for _ in session.ask(question, Sampling(max_tokens=1)):
                     pass
 
-    names = [name.strip() for name in (policy or profiles.load(profile).cache.policy).split(",")]
+    names = options.listed(policy or profiles.load(profile).cache.policy, "--policy")
     request = Request(model, profile, "window", (), "auto", quant, dtype, device, chunk, offline, trust_remote_code)
     whole = prepare(request)
     probe = dataclasses.replace(whole, policy=Window(), budget=LONGEST).open()

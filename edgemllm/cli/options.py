@@ -20,6 +20,14 @@ def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, **more)
 
 
+def listed(text: str, option: str) -> list[str]:
+    """The values of an option that takes several, a,b,c. Raises UsageError where one is empty."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{option} {text!r} has an empty value", f"{option} a,b")
+    return words
+
+
 def complete_policy(incomplete: str) -> list[str]:
     """Names for the shell, without importing a policy."""
     from edgemllm import policies

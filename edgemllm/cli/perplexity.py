@@ -71,9 +71,7 @@ def perplexity(
         raise UsageError("no text was named", "--text book.txt, a folder, or - for standard input")
     if plot is not None:
         check_plot(plot)
-    names = [name.strip() for name in policy.split(",")] if policy is not None else []
-    if not all(names):
-        raise UsageError(f"--policy {policy} has an empty name", "--policy inf-mllm,streaming-llm")
+    names = options.listed(policy, "--policy") if policy is not None else []
     quiet_libraries(verbose)
     from edgemllm.device import profiles
     from edgemllm.inputs.text import Text

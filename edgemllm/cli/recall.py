@@ -98,12 +98,12 @@ def recall(
     from edgemllm.launch import Request
     from edgemllm.runs.lineup import line_up
 
-    names = [name.strip() for name in (policy or profiles.load(profile).cache.policy).split(",")]
+    names = options.listed(policy or profiles.load(profile).cache.policy, "--policy")
     if against is not None and against not in names:
         raise UsageError(f"--against {against} is not among the policies", f"one of {', '.join(names)}")
     request = Request(model, profile, None, set, "", quant, dtype, device, chunk, offline, trust_remote_code)
     launches: list[Launch] = []
-    for budget in (each.strip() for each in kv_budget.split(",")):
+    for budget in options.listed(kv_budget, "--kv-budget"):
         launches += [
             dataclasses.replace(launch, request=dataclasses.replace(launch.request, kv_budget=budget))
             for launch in line_up(dataclasses.replace(request, kv_budget=budget), names, length)
@@ -155,6 +155,7 @@ class Recall:
     kv: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     code: int = 0
     done: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def go(self) -> None:
         """Run until all streams are asked or a signal comes; what was counted stays."""
@@ -230,9 +231,11 @@ class Recall:
         self.kv[kind, protocol, place] = session.kv()
         self.done += 1
         if self.jsonl:
-            share = sum(answers.right) / len(answers.right)
-            event = {"event": "stream", "t": round(time.monotonic(), 3), "policy": launch.policy_name, "between": kind}
-            event |= {"protocol": protocol, "kv_budget_tokens": launch.budget, "seed": stream.haystack.seed, "share": share}
+            event = {
+                "event": "stream", "t": round(time.monotonic() - self.started, 3), "policy": launch.policy_name,
+                "between": kind, "protocol": protocol, "kv_budget_tokens": launch.budget, "seed": stream.haystack.seed,
+                "share": sum(answers.right) / len(answers.right),
+            }  # fmt: skip
             print(json_module.dumps({"schema": SCHEMA, **event}), flush=True)
         self.display.update(
             lambda: (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgemllm.errors import UsageError
 from edgemllm.inputs import slides
 from edgemllm.inputs.frame import Frame
 
@@ -59,14 +60,23 @@ class Haystack:
 
 
 def places(length: int, count: int, hold: int) -> list[int]:
-    """First items of `count` needles of `hold` items each: evenly from the start, the last one within RECENT of the end."""
+    """First items of `count` needles of `hold` items each: evenly from the start, the last one within RECENT of the end.
+
+    Raises UsageError where they would lie on one another.
+    """
     end = length - RECENT
+    most = (end - 2 * hold) // hold + 1
+    if count > most:
+        raise UsageError(
+            f"{count} facts do not fit into a stream of {length} items", f"--facts {most} at most, or more --tokens"
+        )
     return [round(i * (end - 2 * hold) / max(count - 1, 1)) for i in range(count - 1)] + [length - RECENT + 1]
 
 
 def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_vain: int = 2) -> Haystack:
     """Slides between drawn footage: `diverse` changes with every frame, otherwise scenes last for many frames."""
     rng = np.random.default_rng([seed, frames, count, diverse])
+    _check(count, len(slides.KINDS) - asked_in_vain, "slides")
     kinds = [slides.KINDS[int(k)] for k in rng.permutation(len(slides.KINDS))]
     facts = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds[:count]]
     images = _footage(rng, frames, diverse)
@@ -76,6 +86,11 @@ def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_v
         needles.append(Needle(first, first + HOLD - 1, slides.ask("number", fact.kind), str(fact.digit)))
     items = [Frame(image, float(second), second) for second, image in enumerate(images)]
     return Haystack(items, needles, [slides.ask("number", kind) for kind in kinds[count : count + asked_in_vain]], seed)
+
+
+def _check(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise UsageError(f"--facts {count}: there are no more than {most} different {what}", f"--facts {most}")
 
 
 def _footage(rng: np.random.Generator, frames: int, diverse: bool) -> list[slides.Frame]:
@@ -92,6 +107,7 @@ def text_haystack(seed: int, sentences: int, count: int, diverse: bool) -> Hayst
     few = [next(prose) for _ in range(8)]
     items = [next(prose) if diverse else few[i % len(few)] for i in range(sentences)]
     subjects = [f"The code of the {owner}'s {thing} is" for owner in OWNERS for thing in THINGS]
+    _check(count, len(subjects), "codes")
     needles = []
     for subject, first in zip(rng.permutation(subjects)[:count], places(sentences, count, 1), strict=True):
         code = str(int(rng.integers(10)))

@@ -1,0 +1,221 @@
+"""`edgemllm recall`: what is hidden, how it is asked for, how it is counted, and what a user sees."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from tiny import llama, tokenizer
+from typer.testing import CliRunner
+
+from edgemllm.cli.main import app
+from edgemllm.errors import UsageError
+from edgemllm.inputs import slides
+from edgemllm.inputs.needles import HOLD, RECENT, Haystack, places, slide_haystack, text_haystack
+from edgemllm.launch import Launch, Request, prepare
+from edgemllm.runs.recall import SHORT, Answers, Stream, at_the_end, branch, in_rounds
+from edgemllm.runs.recall_score import Score, Tally, paired
+
+BUDGET = 64
+
+
+def command(*arguments: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, ["recall", "--quiet", *map(str, arguments)], env={"EDGEMLLM_POLICY": None})
+    assert done.exit_code == code, done.output
+    return done
+
+
+def launch(policy: str, budget: str = str(BUDGET)) -> Launch:
+    return prepare(Request("demo", "cpu", policy, (), budget, "none", "float32", "cpu", 16), lambda _: 400)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    """A short stream of the slide world for the demo model: 40 frames, four facts."""
+    return Stream(launch("full", "600").open().family, slide_haystack(7, 40, 4, diverse=True))
+
+
+@pytest.mark.parametrize("length", [24, 40, 400])
+@pytest.mark.parametrize("hold", [1, HOLD])
+def test_needles_never_lie_on_one_another_and_the_last_is_recent(length: int, hold: int) -> None:
+    for count in range(2, 60):
+        try:
+            first = places(length, count, hold)
+        except UsageError:
+            assert (length - RECENT) // hold - 1 < count, "refused though there was room"
+            continue
+        assert all(b - a >= hold for a, b in itertools.pairwise(first))
+        assert first[0] == 0
+        assert length - RECENT <= first[-1] <= length - hold
+
+
+@pytest.mark.parametrize("diverse", [True, False])
+def test_a_haystack_shows_what_it_asks_for(diverse: bool) -> None:
+    found = slide_haystack(3, 60, 6, diverse)
+    assert len(found.items) == 60
+    for needle in found.needles:
+        images = [found.items[second].pixels for second in range(needle.first, needle.last + 1)]
+        assert all((image == images[0]).all() for image in images)
+        assert not (found.items[needle.last + 1].pixels == images[0]).all()
+    assert len({needle.question for needle in found.needles} | set(found.unseen)) == 6 + len(found.unseen)
+    again, other = slide_haystack(3, 60, 6, diverse), slide_haystack(4, 60, 6, diverse)
+    assert again.needles == found.needles != other.needles
+    told = text_haystack(3, 60, 6, diverse)
+    assert [told.items[needle.first] for needle in told.needles] == [f"{n.question} {n.answer}." for n in told.needles]
+    fillers = {item for number, item in enumerate(told.items) if number not in {n.first for n in told.needles}}
+    assert (len(fillers) > 8) == diverse
+
+
+def test_the_oracle_holds_the_facts_and_the_window_only_the_last(stream: Stream) -> None:
+    oracle, window = (at_the_end(launch(name).open(), stream) for name in ("oracle", "window"))
+    assert oracle.held == 1.0
+    assert 0 < window.held < 0.5
+    for answers in (oracle, window):
+        assert answers.peak <= BUDGET
+        assert [distance is None for distance in answers.distances] == [False] * 4 + [True] * 2
+        assert answers.recent == [False] * 3 + [True] + [False] * 2
+
+
+def test_distances_are_tokens_since_the_fact(stream: Stream) -> None:
+    session = launch("full", "600").open()
+    each = stream.family.media_tokens(stream.family.model.config)[0]
+    answers = at_the_end(session, stream)
+    needles = stream.haystack.needles
+    assert answers.distances[:4] == [each * (39 - needle.last) for needle in needles]
+    assert answers.held == 1.0
+
+
+def test_a_question_at_the_end_leaves_no_trace_and_one_on_the_way_stays(stream: Stream) -> None:
+    session = launch("h2o").open()
+    stream.begin(session, record=True)
+    stream.show(session, 0, 40)
+    seen, keys = session.cache.seen, [layer.keys.clone() for layer in session.cache.governed]
+    said = "".join(branch(session).ask("What number was with the red circle?", SHORT))
+    again = "".join(branch(session).ask("What number was with the red circle?", SHORT))
+    assert said == again
+    assert session.cache.seen == seen
+    assert all(torch.equal(a, layer.keys) for a, layer in zip(keys, session.cache.governed, strict=True))
+    asked = launch("h2o").open()
+    answers = in_rounds(asked, stream)
+    assert asked.cache.seen > seen + 10 * len(answers.right)
+
+
+def test_every_policy_gets_the_same_frames(stream: Stream) -> None:
+    answers = [at_the_end(launch("full", "600").open(), stream) for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+def test_shares_errors_and_pairs() -> None:
+    tally = Tally()
+    for marks in ([True, True], [False, False], [True, False]):
+        tally.add(marks)
+    assert tally.share == 0.5
+    assert tally.error == pytest.approx(math.sqrt((1 + 1 + 0) * 3 / 2) / 6)
+    other = Tally()
+    for marks in ([False, False], [False, False], [True, False]):
+        other.add(marks)
+    assert paired(tally, other) == {"difference": pytest.approx(1 / 3), "error": pytest.approx(1 / 3)}
+    assert paired(tally, Tally()) == {"difference": None, "error": None}
+
+
+def test_what_was_never_told_counts_apart() -> None:
+    score = Score()
+    score.add(
+        Answers(
+            [90, 8, None, None], [True, False, True, False], [False, True, True, False], [False, True, False, False], 0.5, 9
+        ),
+        [90, 8],
+    )
+    found = score.as_json()
+    assert (found["questions"], found["correct"]) == (2, 1)
+    assert (found["old"]["share"], found["recent"]["share"]) == (1.0, 0.0)
+    assert found["refused_unseen"]["share"] == 0.5
+    assert found["refused_told"]["share"] == 0.5
+    assert [(each["distance_tokens"], each["share"]) for each in found["by_distance"]] == [(8, 0.0), (90, 1.0)]
+
+
+def test_one_object_with_a_run_for_every_policy_budget_footage_and_protocol() -> None:
+    done = command(
+        "--tokens", "200", "--streams", "2", "--facts", "3", "--policy", "oracle,window", "--kv-budget", "20%,40%",
+        "--protocol", "both", "--against", "window", "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert (found["command"], found["schema"], found["seed"], found["streams"]) == ("recall", "edgemllm/1", 1000, 2)
+    runs = found["runs"]
+    assert len({(run["policy"], run["kv_budget"], run["between"], run["protocol"]) for run in runs}) == len(runs) == 16
+    for run in runs:
+        assert run["peak_tokens"] <= run["kv_budget_tokens"]
+        assert run["kv"]["bytes"] <= run["kv"]["budget_bytes"]
+        assert sum(each["questions"] for each in run["by_distance"]) == run["questions"] > 0
+        if run["policy"] == "window":
+            assert run["against"]["difference"] == 0.0
+
+
+def test_events_tell_seconds_since_the_start() -> None:
+    arguments = "--tokens 200 --streams 2 --facts 3 --policy window --between static --jsonl".split()
+    events = [json.loads(line) for line in command(*arguments).stdout.splitlines()]
+    assert [event["event"] for event in events] == ["stream", "stream", "end"]
+    assert 0 <= events[0]["t"] <= events[1]["t"] < 120
+
+
+def test_text_needles_for_any_other_model(tmp_path: Path) -> None:
+    llama().model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    arguments = f"--model {tmp_path} --tokens 600 --facts 3 --streams 1 --kv-budget 64 --policy oracle,window --json".split()
+    found = json.loads(command(*arguments).stdout)
+    assert found["needles"] == "text"
+    oracle, window = (next(run for run in found["runs"] if run["policy"] == name) for name in ("oracle", "window"))
+    assert oracle["held"] > window["held"]
+    refused = command("--model", tmp_path, "--tokens", "600", "--needles", "slides", "--policy", "window", code=2)
+    assert "takes no video" in refused.stderr
+
+
+MISTAKES: dict[str, tuple[int, str, list[str]]] = {
+    "more facts than kinds": (2, "no more than 46", ["--facts", "60", "--tokens", "4k"]),
+    "more facts than room": (2, "do not fit", ["--facts", "20", "--tokens", "100", "--kv-budget", "64"]),
+    "more codes than subjects": (2, "no more than 72", ["--facts", "99", "--needles", "text", "--tokens", "9k"]),
+    "an empty budget": (2, "empty value", ["--kv-budget", "5%,,10%"]),
+    "an empty policy": (2, "empty value", ["--policy", "window,"]),
+    "unknown footage": (2, "--between dull", ["--between", "dull"]),
+    "unknown protocol": (2, "--protocol never", ["--protocol", "never"]),
+    "unknown needles": (2, "--needles pins", ["--needles", "pins"]),
+    "a stranger": (2, "--against h2o", ["--policy", "window", "--against", "h2o"]),
+    "unknown policy": (2, "did you mean 'window'", ["--policy", "windw"]),
+    "budget": (4, "at least", ["--kv-budget", "3", "--policy", "inf-mllm"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_clear_line_and_its_exit_code(case: str) -> None:
+    code, words, arguments = MISTAKES[case]
+    done = command("--streams", "1", *arguments, code=code)
+    assert words in done.stderr
+    assert [line[:7] for line in done.stderr.splitlines() if not line.startswith("  try: ")] == ["error: "]
+    assert done.stdout == ""
+
+
+def test_the_plot_has_a_panel_for_each_budget_and_kind(tmp_path: Path, monkeypatch: Any) -> None:
+    figure = pytest.importorskip("matplotlib.figure", reason="the extra `plot` is not installed").Figure
+    drawn: list[Any] = []
+    save = figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda self, *rest, **more: drawn.append(self) or save(self, *rest, **more))
+    path = tmp_path / "recall.png"
+    arguments = "--tokens 200 --streams 1 --facts 3 --policy oracle,window --kv-budget 20%,40%".split()
+    table = command(*arguments, "--plot", path).stdout.splitlines()
+    assert len(table) == 2 + 2 * 2 * 2
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert len(drawn[0].axes) == 4
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["oracle", "window"]
+
+
+def test_a_haystack_is_reproducible_between_processes() -> None:
+    """The digits of a seed are part of every report."""
+    found: Haystack = slide_haystack(1000, 40, 4, diverse=False)
+    assert [needle.question.split()[-1] for needle in found.needles][-1].rstrip("?") in slides.SHAPES
+    assert [needle.first for needle in found.needles] == places(40, 4, HOLD)
