@@ -46,6 +46,9 @@ class VisionSpec:
     patches: int
     """Patches of the largest frame (or tile) that is encoded at once."""
 
+    kept_states: int = 0
+    """Hidden states that live until the end: all where the model picks one of them, DeepStack's, or none."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -209,13 +212,16 @@ def _vision(config: Any) -> VisionSpec | None:
     patch = _side(getattr(vision, "patch_size", 14))
     image = getattr(vision, "image_size", None)
     channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
+    layers = int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 1)
+    picks = getattr(config, "vision_feature_layer", None) is not None
     return VisionSpec(
-        layers=int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 1),
+        layers=layers,
         hidden=hidden,
         intermediate=int(getattr(vision, "intermediate_size", None) or 4 * hidden),
         heads=int(getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 1),
         patch_values=channels * patch * patch * int(getattr(vision, "temporal_patch_size", None) or 1),
         patches=(_side(image) // patch) ** 2 + 1 if image else ANY_RESOLUTION_PATCHES,
+        kept_states=layers + 1 if picks else len(getattr(vision, "deepstack_visual_indexes", None) or ()),
     )
 
 

@@ -8,13 +8,13 @@ from edgemllm.device.model_spec import ITEM_BYTES, ModelSpec, VisionSpec
 def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
     """Peak of encoding `frames` frames (or tiles) at once.
 
-    Per patch: float32 pixels twice (processor and device); one hidden state of every layer (LLaVA keeps them all);
+    Per patch: float32 pixels twice (processor and device); the hidden states that are kept (LLaVA: of all layers);
     in one block residual, norm, q, k, v, attention and output (7 hidden), gate, up and product (3 intermediate);
     two outputs as wide as the language model. The kernels of SDPA need no patch x patch matrix.
     """
     if vision is None:
         return 0
-    values = vision.hidden * (vision.layers + 1 + 7) + 3 * vision.intermediate + 2 * hidden
+    values = vision.hidden * (vision.kept_states + 7) + 3 * vision.intermediate + 2 * hidden
     return frames * vision.patches * (values * ITEM_BYTES[dtype] + 2 * 4 * vision.patch_values)
 
 
