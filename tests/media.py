@@ -147,4 +147,6 @@ def both(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Tensor, 
         assert len(ids) == len(chunk)
         seen = torch.tensor([ids]).eq(IMAGE) | torch.tensor([ids]).eq(VIDEO)
         assert torch.equal(seen, chunk.modality == Modality.VISION)
-        return tiny.stock(**stock_inputs(tiny, ids, image, frames)), chunk
+        inputs = stock_inputs(tiny, ids, image, frames)
+        inputs |= {name: value.to(tiny.model.dtype) for name, value in inputs.items() if name.startswith("pixel_values")}
+        return tiny.stock(**inputs), chunk

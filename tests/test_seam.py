@@ -62,6 +62,17 @@ def test_half_precision_is_as_close_to_exact_as_the_stock_model(make, dtype: tor
     assert ours <= 2 * stock + 1e-3
 
 
+@pytest.mark.parametrize("make", VISION_MODELS, ids=lambda make: make.__name__)
+def test_half_precision_with_pictures_is_as_close_to_exact_as_the_stock_model(make) -> None:
+    tiny = make()
+    image, frames = CASES["both" if tiny.family.video_token is not None else "image"]
+    exact, _ = both(tiny, image, frames)
+    tiny.model.to(torch.bfloat16)
+    stock, chunk = both(tiny, image, frames)
+    ours = tiny.run(chunk, 7, Full())
+    assert (ours.float() - exact).abs().max() <= 2 * (stock.float() - exact).abs().max() + 1e-3
+
+
 def test_our_attention_gets_no_mask_and_the_cache() -> None:
     """What the seam rests on: an unregistered mask means none, forward kwargs arrive, position 0 rotates nothing."""
     tiny = llama_with_spy()
