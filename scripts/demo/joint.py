@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from demo.language import Optimisers, build_language_model, text_batch
+from demo.language import Optimisers, build_language_model, text_batch, text_config
 from demo.streams import Bank, Stream, Writer
 from demo.vision import config, frame_tokens
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
+
+from edgemllm.inputs import slides
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
@@ -62,6 +64,59 @@ def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
     return torch.where(seen[..., None], torch.zeros_like(embeds).masked_scatter(seen[..., None], table[rows]), embeds)
 
 
+class KindProbe:
+    """Reads the kind of a slide behind the first layers, from the slide's tokens and from a question's colour and shape.
+
+    One linear reader for both, trained along and thrown away: it makes both say the same in the same way, colour and shape
+    together, so that one can be looked up by the other.
+    """
+
+    LAYERS = 2
+
+    def __init__(self, model: Any, writer: Writer, table_rows: int) -> None:
+        self.decoder = model.model.language_model
+        self.linear = nn.Linear(text_config().hidden_size, len(slides.KINDS))
+        self.optimiser = torch.optim.AdamW(self.linear.parameters(), lr=1e-2, weight_decay=0)
+        self.of_row = np.full(table_rows + 1, -1)  # the last one stands for text
+        for (kind, _), frames in writer.bank.by_fact.items():
+            for frame in frames.flat:
+                self.of_row[4 * frame : 4 * frame + 4] = kind
+        self.of_words = {
+            (writer.encode(f" {kind.colour}")[0], writer.encode(f" {kind.shape}")[0]): number
+            for number, kind in enumerate(slides.KINDS)
+        }
+
+    def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The last hidden state, and that behind the first layers."""
+        places = torch.arange(embeds.shape[1])[None]
+        turns = self.decoder.rotary_emb(embeds, places)
+        hidden, early = embeds, embeds
+        for number, layer in enumerate(self.decoder.layers, 1):
+            hidden = layer(hidden, attention_mask=None, position_ids=places, position_embeddings=turns)
+            early = hidden if number == self.LAYERS else early
+        return self.decoder.norm(hidden), early
+
+    def kinds(self, batch: Stream) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, length) kinds of slide tokens, and of shape words behind a colour; -1 elsewhere."""
+        asked = np.full(batch.ids.shape, -1)
+        for (colour, shape), kind in self.of_words.items():
+            asked[:, 1:][(batch.ids[:, :-1] == colour) & (batch.ids[:, 1:] == shape)] = kind
+        return self.of_row[batch.rows], asked
+
+    def losses(self, early: Tensor, batch: Stream) -> dict[str, Tensor]:
+        """Of slides and of questions, where the batch has them."""
+        early, found = nn.functional.rms_norm(early, early.shape[-1:]), {}
+        for name, kinds in zip(("shown", "asked"), map(torch.from_numpy, self.kinds(batch)), strict=True):
+            if bool((kinds >= 0).any()):
+                found[name] = nn.functional.cross_entropy(self.linear(early[kinds >= 0]), kinds[kinds >= 0])
+        return found
+
+    def step(self) -> None:
+        """After the backward pass."""
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+
 def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
     """For every answer, whether all its tokens are the likeliest ones."""
     right = logits.argmax(-1) == labels
@@ -70,7 +125,7 @@ def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
 
 
 class Level(NamedTuple):
-    """One stage of the course."""
+    """One stage of the course, or one turn of the mixture that follows it."""
 
     length: int
     """Tokens of a row; a batch has about 4096 tokens."""
@@ -82,7 +137,7 @@ class Level(NamedTuple):
     """Share of the number questions about shown slides (None: the usual). Refusals too early become the only answer."""
     dense: float
     """Share of the conversations that are mostly questions."""
-    until: float
+    until: float = 2.0
     """Left at this progress at the latest, earlier when 95 % of the last drills, or 92 % of the last answers, are right."""
 
 
@@ -91,35 +146,40 @@ LEVELS = (
     Level(64, 9, 1.0, None, 0, 0.12),
     Level(256, 4, 0.3, 0.92, 0.8, 0.2),
     Level(256, 9, 0.2, 0.85, 0.6, 0.3),
-    Level(256, 20, 0.4, 0.85, 0.7, 0.66),
-    Level(512, 30, 0.2, 0.8, 0.6, 0.88),
-    Level(1024, 44, 0.1, None, 0.4, 2.0),
 )
+MIXTURE = (
+    Level(256, 14, 0.5, None, 0.6),
+    Level(768, 16, 0.4, None, 0.5),
+    Level(256, 12, 0.38, None, 0.3),
+    Level(512, 16, 0.38, None, 0.5),
+    Level(1024, 16, 0.25, None, 0.3),
+)
+"""Lengths by turns: with long streams alone at the end, the short ones are forgotten and the steps are few."""
 
 
 class Course:
-    """Short and easy streams first."""
+    """Short and easy streams first, then all lengths by turns."""
 
-    def __init__(self, level: int = 0) -> None:
-        self.number = level
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
         self.marks: list[float] = []
 
-    def at(self, progress: float) -> Level:
-        while progress > LEVELS[self.number].until:
+    def at(self, progress: float, step: int) -> Level:
+        while self.number < len(LEVELS) and progress > LEVELS[self.number].until:
             self.number += 1
-        return LEVELS[self.number]
+        return LEVELS[self.number] if self.number < len(LEVELS) else MIXTURE[step % len(MIXTURE)]
 
     def mark(self, right: float, wanted: float) -> None:
         self.marks = [*self.marks[-3:], right]
-        if len(self.marks) == 4 and sum(self.marks) > 4 * wanted and self.number < len(LEVELS) - 1:
+        if len(self.marks) == 4 and sum(self.marks) > 4 * wanted:
             self.number += 1
             self.marks = []
 
 
-def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None, level: int = 0) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A tenth of the tokens is prose.
+def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the tokens is prose.
 
-    `start`: a finished checkpoint folder to go on from, instead of the earlier phases.
+    `start`: a finished checkpoint folder to go on from, instead of the earlier phases; the course begins with its mixture.
     """
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
@@ -133,35 +193,36 @@ def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
     )
     text_model, head = model.model.language_model, model.lm_head
-    compiled = torch.compile(text_model, dynamic=False)
+    probe = KindProbe(model, writer, len(table))
+    compiled = torch.compile(probe.forward, dynamic=False)
 
-    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, labels and places of what is to be learnt in a batch."""
-        hidden = compiled(inputs_embeds=embed(model, table, batch), use_cache=False).last_hidden_state[:, :-1]
+    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, labels and places of what is to be learnt in a batch; the hidden state that the probe reads."""
+        hidden, early = compiled(embed(model, table, batch))
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0
-        return head(hidden[wanted]), labels[wanted], wanted
+        return head(hidden[:, :-1][wanted]), labels[wanted], wanted, early
 
-    course = Course(level)
+    course = Course(len(LEVELS) if start else 0)
     started, shown, step = time.time(), {}, 0
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
-        stage = course.at(progress)
+        stage = course.at(progress, step)
         rows = 4096 // stage.length
         drills = round(rows * stage.drills)
         batch = writer.batch(rng, rows - drills, drills, stage.length, stage.slides, stage.shown, stage.dense)
-        logits, labels, wanted = answers(batch)
+        logits, labels, wanted, early = answers(batch)
         each = nn.functional.cross_entropy(logits, labels, reduction="none")
         talk = wanted.nonzero()[:, 0] < rows - drills
         # A drill has many more answers than a conversation: each kind counts as its own mean.
         losses = {"talk": each[talk].mean() if drills < rows else None, "drill": each[~talk].mean() if drills else None}
-        if step % 2 == 0:  # prose, a tenth of the tokens
-            length = 1024 if stage.length == 1024 else 256
-            ids = text_batch(tokens, rng, 1024 // length, length)
-            hidden = compiled(inputs_embeds=text_model.embed_tokens(ids), use_cache=False).last_hidden_state[:, :-1]
-            losses["text"] = nn.functional.cross_entropy(head(hidden).flatten(0, 1), ids[:, 1:].flatten())
+        ids = text_batch(tokens, rng, 1, 1024)
+        hidden, _ = compiled(text_model.embed_tokens(ids))
+        losses["text"] = nn.functional.cross_entropy(head(hidden[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        losses |= probe.losses(early, batch)
         torch.stack([loss for loss in losses.values() if loss is not None]).sum().backward()
-        optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.5)))
+        probe.step()
+        optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.85)))
         for name, loss in losses.items():
             if loss is not None:
                 shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()

@@ -77,14 +77,21 @@ class Writer:
         return rows, last
 
     def question(
-        self, rng: np.random.Generator, shown: list[slides.Fact], now: slides.Fact | None, share: float | None = None
+        self,
+        rng: np.random.Generator,
+        shown: list[slides.Fact],
+        now: slides.Fact | None,
+        share: float | None = None,
+        first: bool = False,
     ) -> tuple[str, str]:
         """With a right answer. `share`: of number questions about shown slides, while a beginner learns."""
-        odds = [0.62, 0.14, 0.1, 0.14] if share is None else [0.6, 0.08, 0.22, 0.1]
+        odds = [0.48, 0.22, 0.14, 0.16] if share is None else [0.6, 0.08, 0.22, 0.1]
+        if first and share is None:  # what is on the screen is mostly asked at once
+            odds = [0.3, 0.2, 0.35, 0.15]
         topic = str(rng.choice(["number", "seen", "screen", "list"], p=odds))
         known = {fact.kind for fact in shown}
         kind = slides.KINDS[int(rng.integers(48))]
-        if shown and rng.random() < ((share or 0.75) if topic == "number" else 0.5):
+        if shown and rng.random() < ((share or 0.65) if topic == "number" else 0.5):
             kind = shown[int(rng.integers(len(shown)))].kind
         elif topic != "list" and len(known) < 40:
             while kind in known:
@@ -113,6 +120,31 @@ class Writer:
             answer = self.encode(str(facts[number].digit))
             ids += [*asked, *answer]
             labels += [IGNORED] * len(asked) + answer
+        rows += [-1] * (len(ids) - len(rows))
+        return Stream(np.array(ids), np.array(rows), np.array(labels))
+
+    def quiz(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
+        """Slides between footage, then short questions about shown and absent kinds: three or four tokens an answer."""
+        known = max(1, min(slides_at_most, length // 18))
+        kinds = [slides.KINDS[int(k)] for k in rng.permutation(48)]
+        shown = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds[: int(rng.integers((known + 1) // 2, known + 1))]]
+        asked = kinds[: len(shown) + int(rng.integers(len(shown) // 2, 3 * len(shown) // 2 + 4))]
+        if len(shown) > 2 and rng.random() < 0.3:  # shown again with another number: the later one counts
+            shown.append(slides.Fact(shown[int(rng.integers(len(shown) - 1))].kind, int(rng.integers(10))))
+        topic, mark = ("seen", self.encode("?")) if rng.random() < 0.3 else ("number", [])
+        room = (length - len(asked) * (3 + len(mark))) // 4
+        frames = max(len(shown), int(room * rng.uniform(0.6, 1)))
+        ids, rows = [], []
+        for row in self.segment(rng, shown, frames, rng.random() < 0.5)[0]:
+            ids += [self.video] * 4
+            rows += range(row * 4, row * 4 + 4)
+        labels = [IGNORED] * len(ids)
+        for number in rng.permutation(len(asked)):
+            kind = asked[number]
+            words = [*self.encode(f" {kind.colour}"), *self.encode(f" {kind.shape}"), *mark]
+            answer = self.encode(slides.answer(topic, kind, shown))[:1]
+            ids += [*words, *answer]
+            labels += [IGNORED] * len(words) + answer
         rows += [-1] * (len(ids) - len(rows))
         return Stream(np.array(ids), np.array(rows), np.array(labels))
 
@@ -166,7 +198,7 @@ class Writer:
             labels.append(IGNORED)
             shown = shown + mine
             for number in range(max(1, questions // rounds)):
-                asked, answer = self.question(rng, shown, now, share)
+                asked, answer = self.question(rng, shown, now, share, number == 0)
                 text(("" if number == 0 else "<|im_start|>user\n") + asked + "<|im_end|>\n<|im_start|>assistant\n")
                 text(answer + "<|im_end|>", learn=True)
                 text("\n")
@@ -182,7 +214,7 @@ class Writer:
         share: float | None = None,
         dense: float = 0,
     ) -> Stream:
-        """Conversations, then drills, padded to (talks + drills, length)."""
+        """Conversations, then drills (quizzes where rows are long enough), padded to (talks + drills, length)."""
         count = talks + drills
         ids, rows = np.zeros((count, length), np.int64), np.full((count, length), -1)
         labels = np.full((count, length), IGNORED)
@@ -190,7 +222,7 @@ class Writer:
             if i < talks:
                 one = self.stream(rng, length - 16, slides_at_most, share, rng.random() < dense)
             else:
-                one = self.drill(rng, length, slides_at_most)
+                one = (self.drill if length < 128 else self.quiz)(rng, length, slides_at_most)
             n = min(length, len(one.ids))
             ids[i, :n], rows[i, :n], labels[i, :n] = one.ids[:n], one.rows[:n], one.labels[:n]
         return Stream(ids, rows, labels)
