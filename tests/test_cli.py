@@ -286,7 +286,9 @@ def test_a_signal_ends_the_run_with_its_output(number: int, code: int) -> None:
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert json.loads(out)["kv"]["seen_tokens"] > 0
+    found = json.loads(out)
+    assert found["kv"]["seen_tokens"] > 0
+    assert 0 < 4 * found["video"]["frames_seen"] <= found["kv"]["seen_tokens"], "frames decoded ahead were not seen"
     assert "Traceback" not in err
 
 

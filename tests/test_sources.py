@@ -122,6 +122,21 @@ def test_a_recording_waits_for_the_model_and_loses_nothing() -> None:
     assert feed.dropped == 0
 
 
+class Damaged(Fast):
+    """Ends with an error behind its last frame."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from super().__iter__()
+        raise MediaError("fast is damaged")
+
+
+def test_a_recording_is_decoded_ahead_in_full_batches_and_its_error_comes_behind_its_frames() -> None:
+    frames = iter(Feed(Damaged(21), 8, full_batches=True))
+    assert [next(frames).index for _ in range(21)] == list(range(21))
+    with pytest.raises(MediaError, match="damaged"):
+        next(frames)
+
+
 def test_a_recording_can_be_watched_by_the_clock() -> None:
     feed = Source(LECTURE, fps=5.0, end=2.0, live=True).open()
     began = time.monotonic()

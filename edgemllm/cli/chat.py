@@ -151,11 +151,18 @@ class Chat:
             self.watch(video)
 
     def watch(self, video: Video) -> None:
-        """Show one video, and say how much of it was seen."""
+        """Show one video, decoded ahead of the model by a thread, and say how much of it was seen."""
+        from edgemllm.inputs.feed import Feed
+        from edgemllm.session import FRAMES_AT_ONCE
+
         self.video = video
         self.display.expected = video.expected
-        with video, out_of_memory():
-            self.session.watch(video)
+        feed = Feed(video, FRAMES_AT_ONCE, full_batches=True)
+        try:
+            with out_of_memory():
+                video.frames_seen = self.session.watch(feed)
+        finally:
+            feed.close()
         self.display.expected = None
         self.display.say(f"{video.path}: {video.describe()}")
         if video.shortfall:

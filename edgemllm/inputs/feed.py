@@ -89,6 +89,17 @@ class Feed:
             self._began = time.monotonic()
             self._begun.set()
 
+    @property
+    def interval(self) -> float | None:
+        """Seconds between frames, where the reader keeps to one."""
+        return getattr(self.reader, "interval", None)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Every frame of a recording, decoded while the model works on those before it. Raises what the reader raised."""
+        while not self.done:
+            yield from self.take(self.size, wait_s=1.0)
+        raise_error(self)
+
     def take(self, most: int, before: float = math.inf, wait_s: float = 0.1) -> list[Frame]:
         """The next frames, at most `most`, earlier than `before`; empty where none came in time."""
 
