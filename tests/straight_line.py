@@ -197,5 +197,31 @@ def edge(recent: int) -> Choose:
     return choose
 
 
+def infinipot_v(recent: int, tar: float, budget: int) -> Choose:
+    """The least like the newest keys at their place in the frame have `tar` of the slots, the largest values the others."""
+
+    def choose(stream: Stream, heads: list[Head], size: int) -> list[list[int]]:
+        kept = []
+        for head in heads:
+            times, rank = [float(stream.time[p]) for p in head.place], [0] * len(head.place)
+            for i in range(1, len(rank)):
+                rank[i] = rank[i - 1] + 1 if times[i] == times[i - 1] else 0
+            units = [key / key.norm() for key in head.keys]
+            older = len(rank) - min(recent, len(rank))
+            likeness = []
+            for i in range(older):
+                peers = [units[j] for j in range(older, len(rank)) if rank[j] == rank[i]]
+                likeness.append(float(units[i] @ torch.stack(peers).mean(0)) if peers else 0.0)
+            share = round(tar * (budget - (len(rank) - older)))
+            novel = sorted(range(older), key=lambda i: likeness[i])[:share]
+            scores = [float(value.norm()) for value in head.values]
+            for i in novel:
+                scores[i] = 1e6 - likeness[i]
+            kept.append(best(scores, size, newest=recent))
+        return kept
+
+    return choose
+
+
 def newest(first: int = 0) -> Choose:
     return lambda stream, heads, size: [best([float(p) for p in head.place], size, first) for head in heads]

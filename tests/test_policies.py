@@ -56,7 +56,8 @@ def replayed(policy, size: int, budget: int = BUDGET):
     vision = torch.zeros(LENGTH, dtype=torch.bool)
     vision[10:40], vision[55:80] = True, True
     modality = torch.where(vision, Modality.VISION, Modality.TEXT).to(torch.uint8)[None]
-    chunk = dataclasses.replace(chunk, modality=modality)
+    time = torch.where(vision, torch.arange(LENGTH) // 5 / 2, torch.nan)  # frames of five tokens
+    chunk = dataclasses.replace(chunk, modality=modality, time=time[None])
     tiny.use(NAME)
     cache = tiny.new_cache(policy, [budget])
     for part in chunk.split(size):
@@ -68,9 +69,7 @@ def replayed(policy, size: int, budget: int = BUDGET):
         return projection(hidden).unflatten(-1, (-1, block.self_attn.head_dim)).transpose(0, 1)
 
     attention = block.self_attn
-    stream = reference.Stream(
-        heads(attention.q_proj), heads(attention.k_proj), heads(attention.v_proj), vision, torch.full((LENGTH,), torch.nan)
-    )
+    stream = reference.Stream(heads(attention.q_proj), heads(attention.k_proj), heads(attention.v_proj), vision, time)
     return cache.layers[0], stream
 
 
@@ -98,6 +97,8 @@ CASES = {
     "look-m, pivot": ("look-m", ["merge=pivot"], reference.text_first(0.5, True), "pivot"),
     "look-m, weighted": ("look-m", ["merge=weighted", "keep_text=false"], reference.text_first(0.5, False), "weighted"),
     "meda": ("meda", [], reference.text_first(0.75, False), "average"),
+    "infinipot-v": ("infinipot-v", ["recent=6"], reference.infinipot_v(6, 0.5, BUDGET), "none"),
+    "infinipot-v, mostly values": ("infinipot-v", ["recent=5", "tar=0.25"], reference.infinipot_v(5, 0.25, BUDGET), "none"),
     "edge": ("edge", ["recent=4", "slack=2"], reference.edge(4), "none"),
 }
 

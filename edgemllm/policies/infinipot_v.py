@@ -48,9 +48,10 @@ class InfiniPotV(CachePolicy):
         size = round(self.tar * max((layer.budget or layer.length) - newest, 0))
         redundancy = -likeness
         redundancy[..., layer.length - newest :] = -torch.inf  # protected anyway: they take no share
-        first = redundancy.topk(min(size, layer.length), dim=-1)
+        first = redundancy.sort(dim=-1, descending=True, stable=True)
+        novel, values = first.indices[..., :size], first.values[..., :size]
         norm = layer.values[:, :, live].float().norm(dim=-1)
-        score: Tensor = norm.scatter(-1, first.indices, ABOVE / 4 * (2 + first.values.clamp_min(-1)))
+        score: Tensor = norm.scatter(-1, novel, ABOVE / 4 * (2 + values.clamp_min(-1)))
         return score
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
