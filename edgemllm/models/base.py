@@ -176,6 +176,11 @@ class ModelFamily:
         """One still image."""
         raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
 
+    def upload(self, pixels: Tensor) -> Tensor:
+        """Pixels on the model's device and in its dtype; through pinned memory on CUDA, so that nothing waits for the copy."""
+        pinned = pixels.pin_memory() if self.device.type == "cuda" else pixels
+        return pinned.to(self.device, non_blocking=True).to(self.dtype)
+
     def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
         """Text and features (q, E), the latter seen at `time`, as one chunk."""
         chunks: list[Chunk] = []

@@ -99,7 +99,7 @@ class Gemma3Family(Gemma3TextFamily):
         return PixelSpec.from_folder(self.folder, "image", PixelSpec(side, side, HALF, HALF, resample=BILINEAR))
 
     def image(self, frame: Frame, offset: int) -> Chunk:
-        batch = pixels([frame.pixels], self.image_spec).to(self.device, self.dtype)
+        batch = self.upload(pixels([frame.pixels], self.image_spec))
         features = self.model.model.get_image_features(batch, return_dict=True).pooler_output[0]
         seen = self.vision(features, offset, torch.full((len(features),), torch.nan))
         block = torch.full_like(seen.modality, offset, dtype=torch.long)

@@ -73,7 +73,7 @@ class InternVLFamily(ModelFamily):
 
     def features(self, batch: Tensor) -> Tensor:
         """Tiles (n, 3, H, W) to features (n, tokens, E)."""
-        output = self.model.model.get_image_features(batch.to(self.device, self.dtype), return_dict=True)
+        output = self.model.model.get_image_features(self.upload(batch), return_dict=True)
         features: Tensor = output.pooler_output
         return features
 

@@ -44,7 +44,7 @@ class LlavaFamily(ModelFamily):
         return PixelSpec.from_folder(self.folder, kind, PixelSpec(size, size, edge=size))
 
     def image(self, frame: Frame, offset: int) -> Chunk:
-        batch = pixels([frame.pixels], self.image_spec).to(self.device, self.dtype)
+        batch = self.upload(pixels([frame.pixels], self.image_spec))
         features = self.model.model.get_image_features(batch, return_dict=True).pooler_output[0]
         return self.vision(features, offset, torch.full((len(features),), torch.nan))
 
@@ -62,7 +62,7 @@ class LlavaNextFamily(LlavaFamily):
 
     def image(self, frame: Frame, offset: int) -> Chunk:
         tiles, size = anyres(frame.pixels, self.image_spec, self.model.config.image_grid_pinpoints)
-        batch = tiles[None].to(self.device, self.dtype)
+        batch = self.upload(tiles[None])
         output = self.model.model.get_image_features(batch, image_sizes=torch.tensor([size]), return_dict=True)
         features = output.pooler_output[0]
         return self.vision(features, offset, torch.full((len(features),), torch.nan))
@@ -89,7 +89,7 @@ class LlavaNextVideoFamily(LlavaNextFamily):
         return self._spec("video")
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
-        batch = pixels([frame.pixels for frame in frames], self.video_spec).to(self.device, self.dtype)
+        batch = self.upload(pixels([frame.pixels for frame in frames], self.video_spec))
         output = self.model.model.get_video_features(batch[None], return_dict=True)
         features = torch.cat([part.flatten(0, -2) for part in output.pooler_output])
         time = torch.tensor([frame.time for frame in frames]).repeat_interleave(len(features) // len(frames))

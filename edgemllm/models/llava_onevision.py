@@ -62,7 +62,7 @@ class LlavaOnevisionFamily(ModelFamily):
 
     def _video_features(self, batch: Tensor) -> Tensor:
         """(n * tokens a frame, E). Newer transformers close every call with `image_newline`: only the last may have it."""
-        batch = batch.to(self.device, self.model.model.image_newline.dtype)
+        batch = self.upload(batch)
         output = self.model.model.get_video_features(batch[None], return_dict=True)
         features: Tensor = output.pooler_output
         return features[0, : len(batch) * self.media_tokens(self.model.config)[0]]
@@ -73,7 +73,7 @@ class LlavaOnevisionFamily(ModelFamily):
     def image(self, frame: Frame, offset: int) -> Chunk:
         tiles, size = anyres(frame.pixels, self.image_spec, self.model.config.image_grid_pinpoints)
         output = self.model.model.get_image_features(
-            tiles[None].to(self.device, self.model.model.image_newline.dtype),
+            self.upload(tiles[None]),
             image_sizes=torch.tensor([size]),
             vision_aspect_ratio=self.model.config.vision_aspect_ratio,
             return_dict=True,

@@ -96,7 +96,7 @@ class QwenVLFamily(ModelFamily):
     def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
         """Patches to features (n, E) and, with DeepStack, to (d, n, E)."""
         tower = self.model.model.visual
-        flat = flat.to(self.device, tower.dtype)
+        flat = self.upload(flat)
         output = tower(flat, grid_thw=torch.tensor([grid], device=self.device), return_dict=True)
         deep = getattr(output, "deepstack_features", None)
         return output.pooler_output, torch.stack(list(deep)) if deep else None

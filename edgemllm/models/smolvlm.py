@@ -85,7 +85,7 @@ class Idefics3Family(ModelFamily):
 
     def features(self, batch: Tensor) -> list[Tensor]:
         """Squares (n, 3, side, side) to the features (tokens, E) of each."""
-        output = self.model.model.get_image_features(batch[None].to(self.device, self.dtype), return_dict=True)
+        output = self.model.model.get_image_features(self.upload(batch[None]), return_dict=True)
         return list(torch.cat(list(output.pooler_output)).chunk(len(batch)))
 
 
