@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from demo.language import Optimisers, build_language_model, text_batch, text_config
+from demo.gaze import Gaze
+from demo.language import Optimisers, build_language_model, text_batch
 from demo.streams import Bank, Stream, Writer
 from demo.vision import config, frame_tokens
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-
-from edgemllm.inputs import slides
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
@@ -26,6 +25,7 @@ def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
     language.load_state_dict(torch.load(work / "text.pt", weights_only=False)["model"])
     model.model.language_model.load_state_dict(language.model.state_dict())
     model.tie_weights()
+    Gaze.begin(model)
     return model
 
 
@@ -64,64 +64,15 @@ def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
     return torch.where(seen[..., None], torch.zeros_like(embeds).masked_scatter(seen[..., None], table[rows]), embeds)
 
 
-class KindProbe:
-    """Reads the kind of a slide behind the first layers, from the slide's tokens and from a question's colour and shape.
-
-    One linear reader for both, trained along and thrown away: it makes both say the same in the same way, colour and shape
-    together, so that one can be looked up by the other.
-    """
-
-    LAYERS = 2
-
-    def __init__(self, model: Any, writer: Writer, table_rows: int) -> None:
-        self.decoder = model.model.language_model
-        self.linear = nn.Linear(text_config().hidden_size, len(slides.KINDS))
-        self.optimiser = torch.optim.AdamW(self.linear.parameters(), lr=1e-2, weight_decay=0)
-        self.of_row = np.full(table_rows + 1, -1)  # the last one stands for text
-        for (kind, _), frames in writer.bank.by_fact.items():
-            for frame in frames.flat:
-                self.of_row[4 * frame : 4 * frame + 4] = kind
-        self.of_words = {
-            (writer.encode(f" {kind.colour}")[0], writer.encode(f" {kind.shape}")[0]): number
-            for number, kind in enumerate(slides.KINDS)
-        }
-
-    def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The last hidden state, and that behind the first layers."""
-        places = torch.arange(embeds.shape[1])[None]
-        turns = self.decoder.rotary_emb(embeds, places)
-        hidden, early = embeds, embeds
-        for number, layer in enumerate(self.decoder.layers, 1):
-            hidden = layer(hidden, attention_mask=None, position_ids=places, position_embeddings=turns)
-            early = hidden if number == self.LAYERS else early
-        return self.decoder.norm(hidden), early
-
-    def kinds(self, batch: Stream) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, length) kinds of slide tokens, and of shape words behind a colour; -1 elsewhere."""
-        asked = np.full(batch.ids.shape, -1)
-        for (colour, shape), kind in self.of_words.items():
-            asked[:, 1:][(batch.ids[:, :-1] == colour) & (batch.ids[:, 1:] == shape)] = kind
-        return self.of_row[batch.rows], asked
-
-    def losses(self, early: Tensor, batch: Stream) -> dict[str, Tensor]:
-        """Of slides and of questions, where the batch has them."""
-        early, found = nn.functional.rms_norm(early, early.shape[-1:]), {}
-        for name, kinds in zip(("shown", "asked"), map(torch.from_numpy, self.kinds(batch)), strict=True):
-            if bool((kinds >= 0).any()):
-                found[name] = nn.functional.cross_entropy(self.linear(early[kinds >= 0]), kinds[kinds >= 0])
-        return found
-
-    def step(self) -> None:
-        """After the backward pass."""
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
-
 def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
     """For every answer, whether all its tokens are the likeliest ones."""
     right = logits.argmax(-1) == labels
     ends = [*starts.tolist(), len(labels)][1:]
     return torch.tensor([bool(right[a:b].all()) for a, b in zip(starts.tolist(), ends, strict=False)], dtype=torch.bool)
+
+
+TOPICS = {"not": "absent", "yes": "seen", "no": "no", "a": "screen", "none": "list"}
+"""What an answer that begins with this word is about; "no" begins those to two topics."""
 
 
 class Level(NamedTuple):
@@ -193,52 +144,60 @@ def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
     )
     text_model, head = model.model.language_model, model.lm_head
-    probe = KindProbe(model, writer, len(table))
-    compiled = torch.compile(probe.forward, dynamic=False)
+    gaze = Gaze(model, writer, len(table))
+    compiled = torch.compile(gaze.forward, dynamic=False)
 
-    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, labels and places of what is to be learnt in a batch; the hidden state that the probe reads."""
-        hidden, early = compiled(embed(model, table, batch))
+    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Logits, labels and places of what is to be learnt in a batch; the hidden states before the layers of `Gaze`."""
+        hidden, before = compiled(embed(model, table, batch))
         labels = torch.from_numpy(batch.labels)[:, 1:]
         wanted = labels >= 0
-        return head(hidden[:, :-1][wanted]), labels[wanted], wanted, early
+        return head(hidden[:, :-1][wanted]), labels[wanted], wanted, before
 
     course = Course(len(LEVELS) if start else 0)
-    started, shown, step = time.time(), {}, 0
+    started, step = time.time(), 0
+    shown: dict[str, float] = {}
+    marks: dict[str, float] = {}
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
         stage = course.at(progress, step)
         rows = 4096 // stage.length
         drills = round(rows * stage.drills)
         batch = writer.batch(rng, rows - drills, drills, stage.length, stage.slides, stage.shown, stage.dense)
-        logits, labels, wanted, early = answers(batch)
+        logits, labels, wanted, hidden = answers(batch)
         each = nn.functional.cross_entropy(logits, labels, reduction="none")
         talk = wanted.nonzero()[:, 0] < rows - drills
         # A drill has many more answers than a conversation: each kind counts as its own mean.
         losses = {"talk": each[talk].mean() if drills < rows else None, "drill": each[~talk].mean() if drills else None}
         ids = text_batch(tokens, rng, 1, 1024)
-        hidden, _ = compiled(text_model.embed_tokens(ids))
-        losses["text"] = nn.functional.cross_entropy(head(hidden[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        losses |= probe.losses(early, batch)
+        prose, _ = compiled(text_model.embed_tokens(ids))
+        losses["text"] = nn.functional.cross_entropy(head(prose[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        losses |= gaze.losses(hidden, batch)
         torch.stack([loss for loss in losses.values() if loss is not None]).sum().backward()
-        probe.step()
         optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.85)))
         for name, loss in losses.items():
             if loss is not None:
                 shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
-        if step % 10 == 0:
+        if step % 11 == 0:  # every turn of the mixture is shown in time
             drilled = float((logits.argmax(-1) == labels)[~talk].float().mean())
             before = nn.functional.pad(wanted, (1, 0))[:, :-1]
             starts = (wanted & ~before)[wanted].nonzero().flatten()
             starts = starts[: int((starts < int(talk.sum())).sum())]
             right = answers_right(logits[talk], labels[talk], starts)
-            numbers = torch.tensor([tokenizer.decode([int(t)]).isdigit() for t in labels[talk][starts]], dtype=torch.bool)
-            digits = float(right[numbers].float().mean())
+            words = [tokenizer.decode([int(first)]).strip() for first in labels[talk][starts]]
+            by_word: dict[str, list[bool]] = {}
+            for word, good in zip(words, right.tolist(), strict=True):
+                by_word.setdefault(TOPICS.get(word, "number" if word.isdigit() else "list"), []).append(good)
+            digits = float(np.mean(by_word.get("number", [float("nan")])))
             course.mark(*((drilled, 0.95) if drills == rows else (digits, 0.92)))
+            for topic, goods in by_word.items():
+                marks[topic] = 0.8 * marks.get(topic, float(np.mean(goods))) + 0.2 * float(np.mean(goods))
             print(
                 f"joint step {step} {progress:.3f} length {stage.length} slides {stage.slides} "
                 + " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-                + f" drilled {drilled:.3f} right {right.float().mean():.3f} digits {digits:.3f} {time.time() - started:.0f} s",
+                + f" drilled {drilled:.3f} right "
+                + " ".join(f"{topic} {mark:.3f}" for topic, mark in sorted(marks.items()))
+                + f" {time.time() - started:.0f} s",
                 flush=True,
             )
         step += 1

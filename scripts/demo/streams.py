@@ -59,7 +59,7 @@ class Writer:
         self, rng: np.random.Generator, facts: list[slides.Fact], frames: int, diverse: bool
     ) -> tuple[list[int], slides.Fact | None]:
         """Frame rows with the facts spread over them; also what the last frame shows."""
-        holds = [1 if rng.random() < 0.35 else int(rng.integers(2, 6)) for _ in facts]
+        holds = [1 if rng.random() < 0.15 else int(rng.integers(2, 6)) for _ in facts]
         while holds and sum(holds) > frames:
             holds[int(np.argmax(holds))] -= 1
         spare = max(0, frames - sum(holds))
