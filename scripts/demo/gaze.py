@@ -1,4 +1,4 @@
-"""Where two heads should look: at the slide that a question asks for, and at the frame that is on the screen.
+"""Where two heads should look: at the slide that a question asks for, and at the end of the video so far.
 
 From answers alone the model needs many hours to find these two look-ups; told where to look, it needs minutes. This is used
 in training only: the weights that come out are those of a stock model.
@@ -64,7 +64,8 @@ class Gaze:
     def targets(self, batch: Stream) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """By head, places (n, 2) of queries in the batch and which tokens (n, length) each should look at.
 
-        A kind that was not shown looks at itself: the answer "not seen" has a sign of its own.
+        A kind that was not shown looks at itself: the answer "not seen" has a sign of its own. What is on the screen is
+        known to the newline behind the last frame, which is easier to find than the frame: there is one in each round.
         """
         asked = np.full(batch.ids.shape, -1)
         for (colour, shape), kind in self.of_words.items():
@@ -85,9 +86,8 @@ class Gaze:
             screen[r, :-1] |= (learnt[r] & (answer[r] == answer[r, c]))[1:]  # the token before each of the answer's
         queries = np.argwhere(screen)
         row, place = queries.T
-        frame = (batch.rows >= 0) & (batch.rows != self.newline)
-        last = np.where(frame[row] & (column < place[:, None]), column, -1).max(1)
-        found["now"] = (queries, (column <= last[:, None]) & (column > last[:, None] - 4))
+        last = np.where((batch.rows[row] == self.newline) & (column < place[:, None]), column, -1).max(1)
+        found["now"] = (queries, column == last[:, None])
         return found
 
     def losses(self, before: dict[str, Tensor], batch: Stream) -> dict[str, Tensor]:
