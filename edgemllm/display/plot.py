@@ -52,7 +52,7 @@ def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     middle.set(yscale="log", ylabel="MiB")
     middle.plot([], [], color="black", label="KV cache")
     middle.plot([], [], color="black", linestyle=":", label="process (RSS)")
-    middle.legend(frameon=False, ncols=2, fontsize="small", loc="center right")
+    middle.legend(framealpha=0.9, edgecolor="none", ncols=2, fontsize="small", loc="center right")
     below.set(ylabel="tokens/s", xlabel="tokens", ylim=(0, None), xlim=(0, longest or None))
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     low, high = above.get_ylim()
