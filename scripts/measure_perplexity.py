@@ -7,7 +7,7 @@
 
 `long` streams 4M tokens of shuffled book pages under inf-mllm and streaming-llm. `beyond` goes past the trained length
 with full and window. `sweep` tries inf-mllm's settings. `second` repeats the first with another model. `report` writes the
-page and copies the plots from what is there. Options after `--` go to every `edgemllm perplexity` (`-- --kv-budget 512`).
+page and copies the plots from what is there. Options after `--` go to every `edgemllm perplexity` (`-- --chunk 256`).
 """
 
 from __future__ import annotations
