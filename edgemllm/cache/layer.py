@@ -147,10 +147,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         keys = self.keys[:, :, : self.length]
         return keys if self.rotated else rotate(keys, self.rotation())
 
-    def unrotated_keys(self) -> Tensor:
-        """The live keys (B, H_kv, L, D) as the model made them; not to be written to."""
-        keys = self.keys[:, :, : self.length]
-        return rotate_(keys.clone(), inverse(self.rotation())) if self.rotated else keys
+    def unrotated_keys(self, slots: slice = slice(None)) -> Tensor:
+        """The live keys (B, H_kv, L, D), or those of some slots, as the model made them; not to be written to."""
+        keys = self.keys[:, :, : self.length][:, :, slots]
+        return rotate_(keys.clone(), inverse(self.rotation(slots))) if self.rotated else keys
 
     def put_keys(self, index: Tensor, rows: Tensor, changed: Tensor) -> None:
         """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""
@@ -160,11 +160,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         wide = index[..., None].expand(rows.shape)
         self.keys.scatter_(2, wide, torch.where(changed, rows, self.keys.gather(2, wide)))
 
-    def rotation(self) -> Rotation:
-        """The rotation of every live slot."""
+    def rotation(self, slots: slice = slice(None)) -> Rotation:
+        """The rotation of every live slot, or of some."""
         if self.policy.positions == "cache" and self.places is None:
-            return self.rope.span(0, self.length, self.keys)
-        return self.rope.at(self.rotary_positions(), self.keys)
+            cos, sin = self.rope.span(0, self.length, self.keys)
+            return cos[:, :, slots], sin[:, :, slots]
+        return self.rope.at(self.rotary_positions()[..., slots], self.keys)
 
     def rotary_positions(self) -> Tensor:
         """The position of every live slot under the policy's numbering, (A, B, H_kv | 1, L)."""

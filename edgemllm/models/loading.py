@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgemllm.device.heap import freed_at_once
 from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.inputs.detail import ANY, Detail
@@ -70,6 +71,7 @@ def locate(
     return Checkpoint(name, folder, config)
 
 
+@freed_at_once()
 def load(
     checkpoint: Checkpoint,
     quant: str = "none",

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import ALL, CachePolicy
@@ -68,17 +69,18 @@ class Edge(CachePolicy):
         """The largest cosine with a later key: only keys that came since the last time are new."""
         if not self.novelty:
             return
-        fresh = min(layer.since, layer.length)
-        keys = layer.unrotated_keys().float()
-        norm = keys.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        first = layer.length - min(layer.since, layer.length)
+        coming = F.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
         twin = layer.slot("twin")
-        for start in range(layer.length - fresh, layer.length, BLOCK):
-            stop = min(start + BLOCK, layer.length)
-            coming = keys[:, :, start:stop] / norm[:, :, start:stop]
-            likeness = keys[:, :, :stop] @ coming.mT / norm[:, :, :stop]
-            later = torch.ones(stop, stop - start, dtype=torch.bool, device=layer.device).triu(1 - start)
-            best = likeness.masked_fill_(~later, -1).amax(-1)
-            torch.maximum(twin[..., :stop], best, out=twin[..., :stop])
+        for start in range(0, layer.length, BLOCK):
+            block = slice(start, min(start + BLOCK, layer.length))
+            keys = layer.unrotated_keys(block).float()
+            likeness = keys @ coming.mT
+            if block.stop > first:
+                later = torch.ones(likeness.shape[-2:], dtype=torch.bool, device=layer.device).triu(start - first + 1)
+                likeness.masked_fill_(~later, -torch.inf)
+            best = likeness.amax(-1) / keys.norm(dim=-1).clamp_min(1e-12)
+            torch.maximum(twin[..., block], best, out=twin[..., block])
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return self.sinks, self.recent
