@@ -3,6 +3,7 @@
     scripts/bench_ratios.py decode --contexts 2k,8k --sides stock,full,streaming-llm,inf-mllm,edge
     scripts/bench_ratios.py stream --sides straight-h2o,h2o,inf-mllm        rounds of prefill and decode
     scripts/bench_ratios.py flat --sides inf-mllm --seen 10k,1M             the same policy early and late in a stream
+    scripts/bench_ratios.py flat --model demo --seen 100k,4M --feed 256     the same, 256 tokens in at a time
     scripts/bench_ratios.py costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
 A side is `stock` (transformers' DynamicCache), `straight-h2o` (scripts/straight_h2o.py) or a policy, with settings behind it:
@@ -132,14 +133,14 @@ def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def flat(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms a decoded token of the first side after so many seen tokens."""
+    """ms a step of the first side after so many seen tokens: a decoded token, or `--feed` tokens in."""
     sides = []
     for seen in counts(arguments.seen):
         side = Side(arguments.sides[0], family, arguments.budget, arguments.chunk)
         side.fill(seen, arguments.chunk)
         side.name = f"{side.name} after {short_count(seen)}"
         sides.append(side)
-    return turns(sides, lambda side: side.timed([7]), arguments.tokens)
+    return turns(sides, lambda side: side.timed(range(1, arguments.feed + 1)), arguments.tokens)
 
 
 def costs(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--feed", type=int, default=1, help="flat: tokens of a step")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true", help="samples too")

@@ -126,10 +126,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def keep(self, index: Tensor) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""
         index = index.sort(dim=-1).values
-        size = index.shape[-1]
-        rows = index.expand(-1, self.keys.shape[1], -1)
+        size, (heads, room) = index.shape[-1], (self.keys.shape[:2].numel(), self.keys.shape[2])
+        row = index.expand(-1, self.keys.shape[1], -1).flatten(0, 1) + room * torch.arange(heads, device=self.device)[:, None]
         for buffer in self._buffers():
-            buffer[..., :size, :] = take_rows(buffer, rows)  # a copy comes first, so reading and writing may overlap
+            # Whole rows at once: on a CPU six times as fast as a gather. They are copied first, so both may overlap.
+            kept = buffer.view(-1, heads * room, buffer.shape[-1]).index_select(1, row.flatten())
+            buffer[..., :size, :] = kept.view(*buffer.shape[:-2], size, -1)
         gone, self.length = self.length - size, size
         self.evicted += gone
         self.compactions += 1
@@ -307,10 +309,3 @@ def gather(buffer: Tensor, index: Tensor) -> Tensor:
     """Rows of (..., B, H, L, C) at `index` (B, H, n), a copy: (..., B, H, n, C)."""
     wide = index[..., None].expand(*buffer.shape[:-4], -1, -1, -1, buffer.shape[-1])
     return buffer.gather(-2, wide)
-
-
-def take_rows(buffer: Tensor, index: Tensor) -> Tensor:
-    """As `gather`, of a whole contiguous buffer: copies rows instead of elements, on a CPU six times as fast."""
-    *lead, slots, width = buffer.shape
-    first = torch.arange(0, buffer.numel() // width, slots, device=buffer.device).view(*lead, 1)
-    return buffer.view(-1, width).index_select(0, (first + index).flatten()).view(*lead, index.shape[-1], width)
