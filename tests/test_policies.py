@@ -220,7 +220,9 @@ def test_rho_keeps_that_share_of_a_prompt_and_gives_the_rest_back(name: str) -> 
     policy.after_prefill(cache)
     assert sum(layer.length for layer in cache.layers) <= 0.2 * 300 * 3
     assert cache.nbytes <= 0.25 * before
-    for part in tiny.text_chunk(random_ids(500), 300).split(50):  # and the stream goes on within the budget
+    forward(tiny.text, cache, tiny.text_chunk(random_ids(1), 300))
+    assert cache.nbytes <= 0.28 * before  # an answer does not take it all back
+    for part in tiny.text_chunk(random_ids(500), 301).split(50):  # and the stream goes on within the budget
         forward(tiny.text, cache, part)
         assert sum(layer.length for layer in cache.layers) <= 400 * 3
 

@@ -262,8 +262,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self._evict(self.budget, count)
         have, wanted = self.keys.shape[2], self.length + count
         if wanted > have:
-            more = max(GROWTH, have // 2, wanted - have)
-            self._reallocate(have + more if self.budget is None else min(have + more, self.budget))
+            if self.budget is None:
+                self._reallocate(max(wanted, have + GROWTH, have + have // 2))
+            else:  # it was trimmed to save memory, and goes on as it must
+                self._reallocate(min(max(wanted, have + have // 8), self.budget))
 
     def _evict(self, budget: int, count: int) -> None:
         if not self.policy.bounded:

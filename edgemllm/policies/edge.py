@@ -56,9 +56,9 @@ class Edge(CachePolicy):
         return self.sinks + self.recent + 1
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        most = attention.unflatten(1, (layer.keys.shape[1], -1)).amax((2, 3))
         memory = layer.slot("memory")
-        torch.maximum(memory, most, out=memory)
+        looks = attention.unflatten(1, (memory.shape[1], -1)).flatten(2, 3)
+        torch.maximum(memory, looks.amax(2) if looks.shape[2] > 1 else looks[:, :, 0], out=memory)
 
     def score(self, layer: CacheLayer) -> Tensor:
         self._update_twins(layer)
