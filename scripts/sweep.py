@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Vary a policy's settings one at a time and count which facts of long streams the demo model still knows.
 
-    scripts/sweep.py --policy inf-mllm bias=0,0.003,0.01,0.03 recent=0.125,0.25,0.5 window=8,32
+    scripts/sweep.py --policy inf-mllm bias=0,0.003,0.01,0.03 recent=0.125,0.25,0.5 "window=8 recent=0.5"
 
-Streams are those of `edgemllm recall`, with seeds below the ones it reports on. All settings see the same streams and get the
-same bytes; the first row is the default.
+Values after a comma are a row each, settings between spaces one row together. Streams are those of `edgemllm recall`, with
+seeds below the ones it reports on. All settings see the same streams and get the same bytes; the first row is the default.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value,value")
     options = parser.parse_args()
     family = loading.load(loading.locate("demo"))
-    rows = [""] + [f"{key}={value}" for key, values in (s.split("=") for s in options.settings) for value in values.split(",")]
+    rows = [""]
+    for setting in options.settings:
+        key, values = setting.split("=", 1)
+        rows += [setting] if " " in setting else [f"{key}={value}" for value in values.split(",")]
     scores = {(row, diverse): Score() for row in rows for diverse in (False, True)}
     spec = family.spec
     total = options.kv_budget * spec.token_bytes(policies.build("window"))
