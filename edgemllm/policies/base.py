@@ -33,7 +33,7 @@ class CachePolicy:
     """`cache`: survivors are renumbered without gaps, so a stream never leaves the trained range. `original`: as seen."""
 
     slack: int = 0
-    """Slots freed at once, so that one compaction serves as many decoded tokens: 1 as published; 0: budget / 64, at most 16."""
+    """Slots freed at once, so that one compaction serves as many decoded tokens: 1 as published; 0: budget / 64, at most 32."""
 
     shared_heads: bool = False
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
@@ -69,7 +69,7 @@ class CachePolicy:
 
     def spare(self, budget: int) -> int:
         """Slots that are freed at least when a layer of `budget` slots is full."""
-        return self.slack or min(max(budget // 64, 1), 16)
+        return self.slack or min(max(budget // 64, 1), 32)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
         """Slots of each governed layer, at least `floor` each, summing to at most `total`."""
