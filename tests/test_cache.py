@@ -27,7 +27,7 @@ SMALL = {
     "snapkv": ["window=4"],
     "pyramidkv": ["window=4"],
     "infinipot-v": ["recent=4", "slack=2"],
-    "edge": ["recent=4", "slack=2"],
+    "edge": ["recent=0", "newest=4", "slack=2"],
 }
 BOUNDED = [name for name in policies.names() if policies.find(name).bounded]
 

@@ -36,8 +36,11 @@ class Edge(CachePolicy):
     shared_heads: bool = True
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
 
-    recent: int = 32
-    """Newest tokens that are always kept."""
+    recent: float = 0.25
+    """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
+
+    newest: int = 32
+    """Never fewer newest tokens than these."""
 
     sinks: int = 0
     """First tokens of the stream that are never evicted."""
@@ -53,7 +56,7 @@ class Edge(CachePolicy):
         return ALL
 
     def minimum(self) -> int:
-        return self.sinks + self.recent + 1
+        return self.sinks + self.newest + 1
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         memory = layer.slot("memory")
@@ -83,4 +86,4 @@ class Edge(CachePolicy):
             torch.maximum(twin[..., block], best, out=twin[..., block])
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
-        return self.sinks, self.recent
+        return self.sinks, max(round(self.recent * (layer.budget or layer.length)), self.newest)
