@@ -181,8 +181,8 @@ def inf_mllm(window: int, bias: float, recent: float, sinks: int, budget: int, s
     return choose
 
 
-def edge(recent: int) -> Choose:
-    """The largest attention ever, times one minus the largest cosine to a later key; all heads together."""
+def edge(recent: int, values: float) -> Choose:
+    """The largest attention ever, times one minus the largest cosine to a later key, then large values; all heads together."""
 
     def choose(stream: Stream, heads: list[Head], size: int) -> list[list[int]]:
         each = []
@@ -192,7 +192,10 @@ def edge(recent: int) -> Choose:
                 head.twin[i] = max([head.twin[i], *later])
             each.append([memory * (1 - twin) for memory, twin in zip(head.most, head.twin, strict=True)])
         mean = [sum(column) / len(column) for column in zip(*each, strict=True)]
-        return [best(mean, size, newest=recent)] * len(heads)
+        kept = best(mean, size - int(values * (size - recent)), newest=recent)
+        norms = [[float(value.norm()) for value in head.values] for head in heads]
+        mean = [sum(column) / len(column) for column in zip(*norms, strict=True)]
+        return [best([math.inf if i in kept else norm for i, norm in enumerate(mean)], size)] * len(heads)
 
     return choose
 

@@ -99,7 +99,8 @@ CASES = {
     "meda": ("meda", [], reference.text_first(0.75, False), "average"),
     "infinipot-v": ("infinipot-v", ["recent=6"], reference.infinipot_v(6, 0.5, BUDGET), "none"),
     "infinipot-v, mostly values": ("infinipot-v", ["recent=5", "tar=0.25"], reference.infinipot_v(5, 0.25, BUDGET), "none"),
-    "edge": ("edge", ["recent=0", "newest=4", "slack=2"], reference.edge(4), "none"),
+    "edge": ("edge", ["recent=0", "newest=4", "values=0", "slack=2"], reference.edge(4, 0), "none"),
+    "edge, large values": ("edge", ["recent=0", "newest=4", "values=0.25", "slack=2"], reference.edge(4, 0.25), "none"),
 }
 
 

@@ -8,6 +8,9 @@ M_j, its *memory*, is the largest attention that any query ever paid to it, over
 maximum, because a fact is looked at once and sharply, and remembered, because the look passes. The second factor is its
 *novelty*: a key with a near twin among later ones is redundant, the later one stays. One choice for all heads of a layer keeps
 a token whole; the newest tokens always stay; positions are renumbered. No probe prompt is needed.
+
+A share of the slots beside the newest goes to the largest values ||v_j|| among the others, as in InfiniPot-V: what attention
+has not yet looked at, but would be moved by. Prose needs it; facts need the score.
 """
 
 from __future__ import annotations
@@ -48,6 +51,9 @@ class Edge(CachePolicy):
     novelty: float = 1.0
     """Exponent of the novelty; 0 leaves memory alone."""
 
+    values: float = 0.125
+    """Share of the slots beside the newest that goes to the largest values."""
+
     decay: float = 1.0
     """Of the memory at every compaction; 1 never forgets a look."""
 
@@ -67,6 +73,15 @@ class Edge(CachePolicy):
         self._update_twins(layer)
         memory = layer.slot("memory").mul_(self.decay)
         return memory * (1 - layer.slot("twin").clamp(0, 1)) ** self.novelty
+
+    def choose(self, layer: CacheLayer, size: int) -> Tensor:
+        largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
+        best = super().choose(layer, size - largest)
+        norm = layer.values[:, :, : layer.length].float().norm(dim=-1)
+        norm = norm.mean(1, keepdim=True) if self.shared_heads else norm
+        norm.scatter_(-1, best, torch.inf)
+        order: Tensor = norm.sort(dim=-1, descending=True, stable=True).indices
+        return order[..., :size].sort(dim=-1).values
 
     def _update_twins(self, layer: CacheLayer) -> None:
         """The largest cosine with a later key: only keys that came since the last time are new."""
