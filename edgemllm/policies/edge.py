@@ -51,7 +51,7 @@ class Edge(CachePolicy):
     novelty: float = 1.0
     """Exponent of the novelty; 0 leaves memory alone."""
 
-    values: float = 0.125
+    values: float = 0.2
     """Share of the slots beside the newest that goes to the largest values."""
 
     decay: float = 1.0
