@@ -33,7 +33,9 @@ def main() -> None:
     family = loading.load(loading.locate("demo"))
     rows = [""]
     for setting in options.settings:
-        key, values = setting.split("=", 1)
+        key, equals, values = setting.partition("=")
+        if not equals:
+            parser.error(f"{setting!r} is no key=value")
         rows += [setting] if " " in setting else [f"{key}={value}" for value in values.split(",")]
     scores = {(row, diverse): Score() for row in rows for diverse in (False, True)}
     spec = family.spec

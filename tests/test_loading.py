@@ -15,9 +15,7 @@ from edgemllm.models.byte_tokenizer import byte_tokenizer
 
 PEAK = """
 import json, sys, threading, time
-import torch
 from edgemllm.models import loading
-from edgemllm.device import memory
 
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()

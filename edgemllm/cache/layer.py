@@ -127,10 +127,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""
         index = index.sort(dim=-1).values
         size, (heads, room) = index.shape[-1], (self.keys.shape[:2].numel(), self.keys.shape[2])
-        row = index.expand(-1, self.keys.shape[1], -1).flatten(0, 1) + room * torch.arange(heads, device=self.device)[:, None]
+        first = room * torch.arange(heads, device=self.device)[:, None]
+        rows = (index.expand(-1, self.keys.shape[1], -1).flatten(0, 1) + first).flatten()
         for buffer in self._buffers():
             # Whole rows at once: on a CPU six times as fast as a gather. They are copied first, so both may overlap.
-            kept = buffer.view(-1, heads * room, buffer.shape[-1]).index_select(1, row.flatten())
+            kept = buffer.view(-1, heads * room, buffer.shape[-1]).index_select(1, rows)
             buffer[..., :size, :] = kept.view(*buffer.shape[:-2], size, -1)
         gone, self.length = self.length - size, size
         self.evicted += gone

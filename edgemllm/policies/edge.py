@@ -75,8 +75,10 @@ class Edge(CachePolicy):
         return memory * (1 - layer.slot("twin").clamp(0, 1)) ** self.novelty
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
-        largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
+        largest = int(min(self.values, 1) * max(size - sum(self.protected(layer, size)), 0))
         best = super().choose(layer, size - largest)
+        if not largest:
+            return best
         norm = layer.values[:, :, : layer.length].float().norm(dim=-1)
         norm = norm.mean(1, keepdim=True) if self.shared_heads else norm
         norm.scatter_(-1, best, torch.inf)
