@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from typing import get_type_hints
 
 import pytest
 import straight_line as reference
@@ -15,7 +16,8 @@ from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.chunk import Modality
 from edgemllm.cache.merging import merge
-from edgemllm.policies.base import fit
+from edgemllm.errors import UsageError
+from edgemllm.policies.base import Share, fit
 from edgemllm.policies.h2o import H2O
 from edgemllm.policies.look_m import LookM
 from edgemllm.policies.meda import entropy, shares
@@ -236,3 +238,12 @@ def test_random_keeps_an_even_sample() -> None:
     halves = kept[:40].mean(), kept[40:80].mean()
     assert halves[0] == pytest.approx(halves[1], rel=0.25)
     assert (kept[:80] > 0).all()
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_share_above_one_is_refused(name: str) -> None:
+    shares = [key for key, kind in get_type_hints(policies.find(name), include_extras=True).items() if kind == Share]
+    for key in shares:
+        assert getattr(policies.build(name, [f"{key}=1"]), key) == 1
+        with pytest.raises(UsageError, match=f"{key}=1.5 .*from 0 to 1"):
+            policies.build(name, [f"{key}=1.5"])

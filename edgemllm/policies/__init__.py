@@ -48,7 +48,7 @@ def find(name: str) -> type[Any]:
 def build(name: str, settings: Sequence[str] = ()) -> Any:
     """A policy with `key=value` settings, as `--policy NAME --set key=value` gives them."""
     cls = find(name)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     values = {}
     for setting in settings:
@@ -64,6 +64,11 @@ def build(name: str, settings: Sequence[str] = ()) -> Any:
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) is typing.Annotated:
+        value = _parse(policy, key, text, typing.get_args(kind)[0])
+        if value > 1:
+            raise UsageError(f"--set {key}={text} of policy {policy}: a share from 0 to 1 expected")
+        return value
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         if text in choices:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 
+Share = Annotated[float, "share"]
+"""A setting from 0 to 1."""
 ALL = 1 << 62
 """As `observe_window`: every query."""
 ABOVE = 2.0**60
@@ -118,7 +120,7 @@ class OneShot(CachePolicy):
 
     one_shot: ClassVar[bool] = True
 
-    rho: float = 1.0
+    rho: Share = 1.0
     """Share of the prompt that is kept once it is in, and the cache gives back what it frees; 1: the budget alone decides."""
 
     def after_prefill(self, cache: KVCache) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import ALL, CachePolicy
+from edgemllm.policies.base import ALL, CachePolicy, Share
 
 BLOCK = 512
 """Keys compared at once: bounds the scratch memory."""
@@ -39,7 +39,7 @@ class Edge(CachePolicy):
     shared_heads: bool = True
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
 
-    recent: float = 0.25
+    recent: Share = 0.25
     """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
 
     newest: int = 32
@@ -51,7 +51,7 @@ class Edge(CachePolicy):
     novelty: float = 1.0
     """Exponent of the novelty; 0 leaves memory alone."""
 
-    values: float = 0.2
+    values: Share = 0.2
     """Share of the slots beside the newest that goes to the largest values."""
 
     decay: float = 1.0
@@ -75,7 +75,7 @@ class Edge(CachePolicy):
         return memory * (1 - layer.slot("twin").clamp(0, 1)) ** self.novelty
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
-        largest = int(min(self.values, 1) * max(size - sum(self.protected(layer, size)), 0))
+        largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
         best = super().choose(layer, size - largest)
         if not largest:
             return best

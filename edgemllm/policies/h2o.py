@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import ALL, CachePolicy
+from edgemllm.policies.base import ALL, CachePolicy, Share
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class H2O(CachePolicy):
 
     slots: ClassVar[tuple[str, ...]] = ("mass",)
 
-    recent: float = 0.5
+    recent: Share = 0.5
     """Share of the budget for the newest tokens (published: as many as heavy hitters)."""
 
     @property

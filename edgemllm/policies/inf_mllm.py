@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import CachePolicy
+from edgemllm.policies.base import CachePolicy, Share
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InfMLLM(CachePolicy):
     window: int = 32
     """Retrieval window: latest queries that score the cache (the paper's L; a shorter prompt brings fewer)."""
 
-    recent: float = 0.25
+    recent: Share = 0.25
     """Share of the budget always kept for the newest tokens, never less than `window` tokens."""
 
     bias: float = 0.003

@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import ABOVE, CachePolicy
+from edgemllm.policies.base import ABOVE, CachePolicy, Share
 
 
 @dataclass(frozen=True)
 class InfiniPotV(CachePolicy):
     """Key novelty against the newest frames, then value norm."""
 
-    tar: float = 0.5
+    tar: Share = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""
 
     recent: int = 32

@@ -19,7 +19,7 @@ from torch import Tensor
 from edgemllm.cache.chunk import Modality
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
-from edgemllm.policies.base import ALL, OneShot
+from edgemllm.policies.base import ALL, OneShot, Share
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LookM(OneShot):
 
     slots: ClassVar[tuple[str, ...]] = ("mass",)
 
-    recent: float = 0.5
+    recent: Share = 0.5
     """Share of the kept tokens that are the newest (published: as many as important ones)."""
 
     merge: Merge = "pivot"

@@ -29,7 +29,7 @@ from edgemllm.cache.chunk import Modality
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
-from edgemllm.policies.base import ALL, OneShot, fit
+from edgemllm.policies.base import ALL, OneShot, Share, fit
 from edgemllm.policies.look_m import text_prior
 
 
@@ -44,7 +44,7 @@ class Meda(OneShot):
     entropy: Literal["cross", "self"] = "cross"
     """cross: Eq. 4-6. self: of the whole causal attention, mean of the heads (the released code)."""
 
-    recent: float = 0.75
+    recent: Share = 0.75
     """Share of the kept tokens that are the newest (the paper's 3:1; 0.5 in the released code)."""
 
     clamp: bool = False
