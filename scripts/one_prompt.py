@@ -14,6 +14,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from edgemllm import policies
+from edgemllm.errors import EdgeError
 from edgemllm.inputs import slides
 from edgemllm.inputs.needles import slide_haystack
 from edgemllm.models import loading
@@ -56,16 +57,22 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=10)
     parser.add_argument("--seed", type=int, default=2000)
     options = parser.parse_args()
+    built = {FULL: policies.build(FULL)}
+    try:
+        for name in options.policy:
+            plain, *settings = name.split("/")
+            built[name] = policies.build(plain, [*settings, f"rho={options.rho}"])
+    except EdgeError as error:
+        parser.error(error.message)
     family = loading.load(loading.locate("demo"))
-    token_bytes = family.spec.token_bytes(policies.build(FULL))
-    found = {name: Found() for name in (FULL, *options.policy)}
+    token_bytes = family.spec.token_bytes(built[FULL])
+    found = {name: Found() for name in built}
     for seed in range(options.seed, options.seed + options.prompts):
         stream = Stream(family, slide_haystack(seed, options.frames, options.facts, diverse=seed % 2 == 1))
         asked = [(needle.question, needle.answer) for needle in stream.haystack.needles]
         asked += [(question, slides.NOT_SEEN) for question in stream.haystack.unseen]
         for name, result in found.items():
-            plain, *settings = name.split("/")
-            policy = policies.build(plain, settings if plain == FULL else [*settings, f"rho={options.rho}"])
+            policy = built[name]
             session = Session(family, policy, 8 * options.frames if policy.bounded else None, options.frames)
             stream.begin(session, record=True)
             for start in range(0, options.frames, FRAMES_AT_ONCE):
