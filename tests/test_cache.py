@@ -248,7 +248,7 @@ def test_a_large_bias_makes_inf_mllm_a_window_with_sinks() -> None:
 def test_heads_choose_together_or_alone() -> None:
     for shared in (True, False):
         tiny = llama()
-        tiny.run(tiny.text_chunk(random_ids(200)), 8, InfMLLM(window=8, shared_heads=shared), 64)
+        tiny.run(tiny.text_chunk(random_ids(200)), 8, InfMLLM(window=8, bias=0.0, shared_heads=shared), 64)
         heads = tiny.cache.layers[1].positions[0, 0, :, :56]
         assert bool((heads[0] == heads[1]).all()) is shared
 

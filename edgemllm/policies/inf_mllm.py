@@ -32,8 +32,8 @@ class InfMLLM(CachePolicy):
     recent: Share = 0.25
     """Share of the budget always kept for the newest tokens, never less than `window` tokens."""
 
-    bias: float = 0.003
-    """b: penalty of the oldest past token relative to the newest. The paper sweeps it; 0 lets old winners stay for ever."""
+    bias: float = 0.01
+    """b: penalty of the oldest past token relative to the newest. The paper sweeps it; too small, old winners stay for ever."""
 
     sinks: int = 4
     """First tokens of the stream that are never evicted (the paper relies on their score; the bias hits them most)."""
