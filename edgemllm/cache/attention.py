@@ -82,14 +82,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
 
 def _attend_and_show(layer: CacheLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """One query that the policy watches: its weights are made once, for the output and for the policy."""
-    heads, kv_heads = query.shape[1], key.shape[1]
-    grouped = query.unflatten(1, (kv_heads, -1)).squeeze(3)  # (B, H_kv, H / H_kv, D)
-    weights = ((grouped * scale) @ key.mT).float().softmax(-1)
+    batch, heads, _, size = query.shape
+    # Batches of KV heads, and nothing but the products: at one query a tensor operation more is felt.
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    weights = torch.bmm((query * scale).view(len(keys), -1, size), keys.mT).float().softmax(-1)
     layer.rows = slice(layer.length - 1, layer.length)
-    each = weights.view(-1, heads, 1, layer.length)
-    layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, kv_heads))
-    out: Tensor = (weights.to(value.dtype) @ value).view(query.shape)
-    return out
+    each = weights.view(batch, heads, 1, layer.length)
+    layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, key.shape[1]))
+    return torch.bmm(weights.to(value.dtype), values).view(query.shape)
 
 
 def _show(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> None:

@@ -153,7 +153,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def unrotated_keys(self, slots: slice = slice(None)) -> Tensor:
         """The live keys (B, H_kv, L, D), or those of some slots, as the model made them; not to be written to."""
         keys = self.keys[:, :, : self.length][:, :, slots]
-        return rotate_(keys.clone(), inverse(self.rotation(slots))) if self.rotated else keys
+        return rotate(keys, inverse(self.rotation(slots))) if self.rotated else keys
 
     def put_keys(self, index: Tensor, rows: Tensor, changed: Tensor) -> None:
         """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""

@@ -35,7 +35,7 @@ class CachePolicy:
     """`cache`: survivors are renumbered without gaps, so a stream never leaves the trained range. `original`: as seen."""
 
     slack: int = 0
-    """Slots freed at once, so that one compaction serves as many decoded tokens: 1 as published; 0: budget / 64, at most 32."""
+    """Slots freed at once, so that compactions are rare: 1 as published; 0: budget / 64, at most 32 (edge: twice that)."""
 
     shared_heads: bool = False
     """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""

@@ -64,10 +64,14 @@ class Edge(CachePolicy):
     def minimum(self) -> int:
         return self.sinks + self.newest + 1
 
+    def spare(self, budget: int) -> int:
+        # Twice the usual: comparing keys makes a compaction twice as dear.
+        return self.slack or 2 * super().spare(budget)
+
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         memory = layer.slot("memory")
-        looks = attention.unflatten(1, (memory.shape[1], -1)).flatten(2, 3)
-        torch.maximum(memory, looks.amax(2) if looks.shape[2] > 1 else looks[:, :, 0], out=memory)
+        looks = attention.reshape(*memory.shape[:2], -1, layer.length)
+        torch.maximum(memory, looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2), out=memory)
 
     def score(self, layer: CacheLayer) -> Tensor:
         self._update_twins(layer)
@@ -89,17 +93,16 @@ class Edge(CachePolicy):
         """The largest cosine with a later key: only keys that came since the last time are new."""
         if not self.novelty:
             return
-        first = layer.length - min(layer.since, layer.length)
+        twin, first = layer.slot("twin"), layer.length - min(layer.since, layer.length)
         coming = F.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
-        twin = layer.slot("twin")
         for start in range(0, layer.length, BLOCK):
             block = slice(start, min(start + BLOCK, layer.length))
             keys = layer.unrotated_keys(block).float()
-            likeness = keys @ coming.mT
+            likeness = coming @ keys.mT
             if block.stop > first:
-                later = torch.ones(likeness.shape[-2:], dtype=torch.bool, device=layer.device).triu(start - first + 1)
+                later = torch.ones(likeness.shape[-2:], dtype=torch.bool, device=layer.device).tril(first - start - 1)
                 likeness.masked_fill_(~later, -torch.inf)
-            best = likeness.amax(-1) / keys.norm(dim=-1).clamp_min(1e-12)
+            best = likeness.amax(-2) / keys.norm(dim=-1).clamp_min(1e-12)
             torch.maximum(twin[..., block], best, out=twin[..., block])
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
