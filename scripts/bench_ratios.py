@@ -7,8 +7,9 @@
     scripts/bench_ratios.py costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
 A side is `stock` (transformers' DynamicCache), `straight-h2o` (scripts/straight_h2o.py) or a policy, with settings behind it:
-`streaming-llm/slack=1`. The first side is what the others are divided by. Caches are filled with random keys and values
-before decoding: speed does not depend on what they say.
+`streaming-llm/slack=1`, and with `+turning` at the end, keys are stored as the model made them and turned at every step. The
+first side is what the others are divided by. Caches are filled with random keys and values before decoding: speed does not
+depend on what they say.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ from edgemllm.runs.bench import now
 from edgemllm.session import Session
 
 STOCK = "stock"
+TURNING = "+turning"
 
 
 def build(side: str) -> Any:
     """The policy of a side."""
-    name, *settings = side.split("/")
+    name, *settings = side.removesuffix(TURNING).split("/")
     return policies.build(name, settings)
 
 
@@ -60,6 +62,8 @@ class Side:
             self.attention = ours.NAME
             self.session = Session(family, policy, budget if policy.bounded else None, chunk)
             self.cache = self.session.cache
+            for layer in self.cache.layers:
+                layer.keeps_turned = not side.endswith(TURNING)
 
     def fill(self, count: int, chunk: int) -> None:
         """Put `count` random tokens into the cache without running the model."""
