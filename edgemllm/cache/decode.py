@@ -20,8 +20,8 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
-MOST = 64
-"""Graphs held at once."""
+MOST = 128
+"""Graphs held at once; a circle has at most 64 lengths (`edge`)."""
 COUNTS = ("length", "seen", "since")
 """What a forward pass counts on the host."""
 
