@@ -14,7 +14,7 @@ from tiny import llama, qwen2_vl, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.cache.decode import Decoder
+from edgemllm.cache.decode import MOST, Decoder
 from edgemllm.cache.positions import Rope, inverse, rotate, rotate_
 from edgemllm.errors import UsageError
 from edgemllm.launch import Request
@@ -116,6 +116,12 @@ def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> N
         assert not theirs.rotated
         assert (ours.positions == theirs.positions).all()
         torch.testing.assert_close(ours.rotated_keys(), theirs.rotated_keys(), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_all_lengths_between_two_compactions_fit_the_graphs(name: str) -> None:
+    """Else they would be captured and thrown away for ever."""
+    assert policies.build(name).spare(1 << 20) < MOST
 
 
 @pytest.mark.gpu
