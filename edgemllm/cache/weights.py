@@ -13,10 +13,10 @@ def attention_weights(queries: Tensor, keys: Tensor, scaling: float, window: int
     """
     batch, heads, count, size = queries.shape
     kv_heads, length = keys.shape[1:3]
-    grouped = queries[:, :, count - window :].reshape(batch, kv_heads, heads // kv_heads * window, size)
-    logits = (grouped @ keys.mT).view(batch, kv_heads, -1, window, length).float() * scaling
-    if window > 1:
-        logits.masked_fill_(~causal_mask(window, length, keys.device), -torch.inf)
+    grouped = (queries[:, :, count - window :] * scaling).reshape(batch, kv_heads, heads // kv_heads * window, size)
+    logits = (grouped @ keys.mT).view(batch, kv_heads, -1, window, length).float()
+    if window > 1:  # every row sees what was before the window
+        logits[..., length - window :].masked_fill_(~causal_mask(window, window, keys.device), -torch.inf)
     weights = logits.softmax(-1)
     return weights.flatten(1, 2) if each else group_mean(weights.flatten(1, 2), kv_heads)
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import ALL, CachePolicy, Share
 
-BLOCK = 512
-"""Keys compared at once: bounds the scratch memory."""
+PAIRS = 1 << 18
+"""Keys compared at once, times the keys they are compared with: bounds the scratch memory."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,16 @@ class Edge(CachePolicy):
             return
         twin, first = layer.slot("twin"), layer.length - min(layer.since, layer.length)
         coming = F.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
-        for start in range(0, layer.length, BLOCK):
-            block = slice(start, min(start + BLOCK, layer.length))
+        size = max(PAIRS // coming.shape[2], 1)
+        for start in range(0, layer.length, size):
+            block = slice(start, min(start + size, layer.length))
             keys = layer.unrotated_keys(block).float()
-            likeness = coming @ keys.mT
+            likeness = keys @ coming.mT
             if block.stop > first:
-                later = torch.ones(likeness.shape[-2:], dtype=torch.bool, device=layer.device).tril(first - start - 1)
-                likeness.masked_fill_(~later, -torch.inf)
-            best = likeness.amax(-2) / keys.norm(dim=-1).clamp_min(1e-12)
+                both = max(first - start, 0)  # from here on, keys of the block are themselves among the coming ones
+                later = torch.ones(block.stop - start - both, coming.shape[2], dtype=torch.bool, device=layer.device)
+                likeness[:, :, both:].masked_fill_(~later.triu(start + both - first + 1), -torch.inf)
+            best = likeness.amax(-1) / keys.norm(dim=-1).clamp_min(1e-12)
             torch.maximum(twin[..., block], best, out=twin[..., block])
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
