@@ -87,8 +87,6 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.values[:, :, new] = values
         self.modality[..., new] = self.incoming.modality[:, None]
         self.time[..., new] = self.incoming.time[:, None]
-        for buffer in self.slots.values():
-            buffer[..., new] = 0
         self.count(count)
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
@@ -112,6 +110,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""
+        for notes in self.slots.values():
+            notes.zero_()
         self.length = self.seen = self.since = self.evicted = self.compactions = 0
         self.streamed = False
         for number in self.stats.values():
@@ -133,6 +133,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             # Whole rows at once: on a CPU six times as fast as a gather. They are copied first, so both may overlap.
             kept = buffer.view(-1, heads * room, buffer.shape[-1]).index_select(1, rows)
             buffer[..., :size, :] = kept.view(*buffer.shape[:-2], size, -1)
+        for notes in self.slots.values():
+            notes[..., size : self.length] = 0
         gone, self.length = self.length - size, size
         self.evicted += gone
         self.compactions += 1
