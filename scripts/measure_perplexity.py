@@ -186,7 +186,8 @@ def report(out: Path) -> None:
         "# Perplexity of an endless stream in a fixed cache",
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}. "
         "One run each. Made by `scripts/measure_perplexity.py`, whose first lines say how; `pages.txt` are English novels "
-        f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike.",
+        f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike. "
+        "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late by turns.",
     ]
     for name, title, table in (
         ("long", "The long run", flat),
