@@ -42,7 +42,7 @@ class Edge(CachePolicy):
     recent: Share = 0.25
     """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
 
-    newest: int = 32
+    newest: int = 16
     """Never fewer newest tokens than these."""
 
     sinks: int = 0
