@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgemllm.cli import options
 from edgemllm.cli.interrupts import Interrupts
-from edgemllm.display.line import Display
-from edgemllm.display.speed import FIELDS, flat, table
 from edgemllm.errors import EdgeError, UsageError
 from edgemllm.inputs.count import parse_count, short_count
 
 if TYPE_CHECKING:
+    from edgemllm.display.line import Display
     from edgemllm.launch import Launch
     from edgemllm.runs.bench import Cell
 
@@ -59,6 +58,7 @@ def bench(
     contexts = [parse_count(word, "--context") for word in options.listed(context, "--context")]
     quiet_libraries(verbose)
     from edgemllm.device import profiles
+    from edgemllm.display.line import Display
     from edgemllm.launch import Request
     from edgemllm.runs.bench import STOCK, grid
 
@@ -123,18 +123,20 @@ class Bench:
         self._event("run", **found)
 
     def _write(self, code: int) -> None:
+        from edgemllm.display import speed
+
         self.display.clear()
         if self.kind == "json":
             print(json_module.dumps({"schema": SCHEMA, "command": "bench", **self._head(), "runs": self.runs}), flush=True)
         elif self.kind == "jsonl":
             print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
         elif self.kind == "csv":
-            writer = csv_module.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+            writer = csv_module.DictWriter(sys.stdout, speed.FIELDS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(flat(found) for found in self.runs)
+            writer.writerows(speed.flat(found) for found in self.runs)
             sys.stdout.flush()
         elif self.runs:
-            print(table(self.runs), flush=True)
+            print(speed.table(self.runs), flush=True)
 
     def _event(self, name: str, **fields: Any) -> None:
         if self.kind == "jsonl":

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgemllm.cli import options
-from edgemllm.device.plan import Plan
 from edgemllm.errors import DoesNotFitError
 
 if TYPE_CHECKING:
+    from edgemllm.device.plan import Plan
     from edgemllm.launch import Launch, Request
     from edgemllm.models.loading import Checkpoint
 
