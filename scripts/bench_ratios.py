@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from edgemllm import policies
 from edgemllm.cache import attention as ours
+from edgemllm.errors import EdgeError
 from edgemllm.inputs.count import parse_count, short_count
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
@@ -225,6 +226,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true", help="samples too")
     arguments = parser.parse_args()
+    try:
+        for side in {*arguments.sides} - {STOCK, STRAIGHT}:
+            build(side)
+    except EdgeError as error:
+        parser.error(error.message)
     family = loading.load(loading.locate(arguments.model), dtype=arguments.dtype, device=arguments.device)
     rows = {"decode": decode, "stream": stream, "flat": flat, "costs": costs}[arguments.what](family, arguments)
     print(
