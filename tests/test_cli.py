@@ -212,11 +212,17 @@ def test_precedence_flag_environment_file(tmp_path: Path) -> None:
     assert "did you mean 'policy'" in done.stderr
 
 
-def test_help_and_version_do_not_import_torch() -> None:
+def test_help_has_options_under_headings_and_says_how_to_set_them_in_the_environment() -> None:
+    page = run("chat", "--help").stdout
+    assert page.index("\nMedia:\n") < page.index("--video") < page.index("\nMemory:\n") < page.index("--policy")
+    assert "EDGEMLLM_KV_BUDGET" in page
+
+
+def test_help_and_version_import_nothing_slow() -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom edgemllm.cli.main import app\n"
         "assert CliRunner().invoke(app, sys.argv[1:]).exit_code == 0\n"
-        "print([name for name in ('torch', 'transformers', 'cv2', 'numpy') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'cv2', 'numpy', 'rich.markdown') if name in sys.modules])"
     )
     for arguments in (["--help"], ["chat", "--help"], ["--version"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)

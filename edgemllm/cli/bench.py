@@ -46,9 +46,10 @@ def bench(
     trust_remote_code: options.Trust = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Measure policy x context x KV budget x quantisation: time to first token, prefill and decode speed, memory.
+    """Measure speed and memory of policies, contexts and budgets.
 
-    --policy, --context, --kv-budget and --quant take several values with commas. Every cell runs in a process of its own.
+    --policy, --context, --kv-budget and --quant take several values with commas: every combination runs in a process of its
+    own. Measured are time to first token, prefill and decode speed, live KV bytes and peak memory.
     """
     from edgemllm.cli.main import quiet_libraries
 

@@ -15,12 +15,12 @@ Name = Annotated[str | None, typer.Argument(help="Show one in full.")]
 
 
 def policies(name: Name = None) -> None:
-    """List the cache policies, or show one with its source and settings."""
+    """List the cache policies, or show one and its settings."""
     from edgemllm import policies as known
 
     if name is None:
         for each in known.names():
-            print(f"{each:16}{_first_line(known.find(each))}")
+            print(f"{each:16}{_first_line(each)}")
         print("\nyour own:        --policy ./mine.py:Mine   settings: edgemllm policies NAME, then --set key=value")
         return
     cls = known.find(name)
@@ -58,14 +58,18 @@ def _field_docstrings(cls: type[Any]) -> dict[str, str]:
     return found
 
 
-def _first_line(cls: type[Any]) -> str:
-    module = inspect.getmodule(cls)
-    text = ((module.__doc__ if module else "") or "").strip().splitlines()[0]
-    return text.split(": ", 1)[-1]
+def _first_line(name: str) -> str:
+    """What a policy's module says it is; a policy of ours is read without importing it, since that takes torch."""
+    from edgemllm import policies as known
+
+    path = Path(known.__path__[0]) / f"{name.replace('-', '_')}.py"
+    module = None if path.is_file() else inspect.getmodule(known.find(name))
+    text = ast.get_docstring(ast.parse(path.read_text())) if module is None else module.__doc__
+    return (text or "").strip().partition("\n")[0].split(": ", 1)[-1]
 
 
 def profiles(name: Name = None) -> None:
-    """List the device profiles, or show one with the source of every figure."""
+    """List the device profiles, or show one and its sources."""
     from edgemllm.device import profiles as known
     from edgemllm.device.memory import human_bytes
 

@@ -22,16 +22,16 @@ SCHEMA = "edgemllm/1"
 def inspect(
     questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]...", show_default=False)] = None,
     video: options.Videos = [],  # noqa: B006
-    text: Annotated[list[Path], typer.Option("--text", help="A text file; repeatable.", rich_help_panel=options.MEDIA)] = [],  # noqa: B006
+    text: Annotated[list[Path], options.option("--text", help="A text file; repeatable.", panel=options.MEDIA)] = [],  # noqa: B006
     fps: options.Fps = 1.0,
     max_frames: options.MaxFrames = None,
     start: options.Start = None,
     end: options.End = None,
     layer: Annotated[
         list[int],
-        typer.Option("--layer", help="Layers to draw. [default: three]", rich_help_panel=options.OUTPUT),
+        options.option("--layer", help="Layers to draw. [default: three]", panel=options.OUTPUT),
     ] = [],  # noqa: B006
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", rich_help_panel=options.OUTPUT)] = Path(
+    out: Annotated[Path, options.option("--out", "-o", help="Folder for the pictures.", panel=options.OUTPUT)] = Path(
         "inspect"
     ),
     model: options.Model = "demo",
@@ -49,9 +49,10 @@ def inspect(
     offline: options.Offline = False,
     trust_remote_code: options.Trust = False,
 ) -> None:
-    """Draw what attention looks at, how spread it is in each layer, and what policies keep of a short input.
+    """Draw what attention looks at and what policies keep.
 
-    Writes attention.png, entropy.png and kept.png. --kv-budget is by default half of the input.
+    Writes attention.png, entropy.png (how spread attention is in each layer) and kept.png.
+    --kv-budget is by default half of the input.
     """
     from edgemllm.cli.main import quiet_libraries
     from edgemllm.display.line import Display

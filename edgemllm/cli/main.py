@@ -19,13 +19,14 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; EdgeError, Ctrl-C and a closed pipe end it without a traceback."""
+        debugging = _debugging(ctx.args)
         try:
             return super().invoke(ctx)
         except EdgeError as error:
             print(f"error: {error.message}", file=sys.stderr)
             if error.hint:
                 print(f"  try: {error.hint}", file=sys.stderr)
-            if _debugging():
+            if debugging:
                 traceback.print_exc()
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
@@ -35,29 +36,31 @@ class Commands(TyperGroup):
                 # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
-            return _unexpected(error)
+            return _unexpected(error, debugging)
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
                 raise  # usage errors and exits of the command line itself
-            return _unexpected(error)
+            return _unexpected(error, debugging)
 
 
-def _unexpected(error: Exception) -> None:
-    if _debugging():
+def _unexpected(error: Exception, debugging: bool) -> None:
+    if debugging:
         traceback.print_exc()
     else:
         print(f"error: unexpected {type(error).__name__}: {error}\n  try: the same with --verbose", file=sys.stderr)
     raise typer.Exit(1) from None
 
 
-def _debugging() -> bool:
-    return bool(os.environ.get("EDGEMLLM_DEBUG")) or "-v" in sys.argv or "--verbose" in sys.argv
+def _debugging(words: list[str]) -> bool:
+    wanted = any(os.environ.get(name) for name in ("EDGEMLLM_DEBUG", "EDGEMLLM_VERBOSE"))
+    return wanted or "-v" in words or "--verbose" in words
 
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -118,17 +121,18 @@ def main() -> None:
 
 def _register() -> None:
     from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall, stream
+    from edgemllm.cli.help import Command
 
-    app.command(name="chat")(chat.chat)
-    app.command(name="stream", cls=stream.StreamCommand)(stream.stream)
-    app.command(name="perplexity")(perplexity.perplexity)
-    app.command(name="recall")(recall.recall)
-    app.command(name="inspect")(inspect.inspect)
-    app.command(name="bench")(bench.bench)
-    app.command(name="plan")(plan.plan)
-    app.command(name="policies")(catalogue.policies)
-    app.command(name="models")(models.models)
-    app.command(name="profiles")(catalogue.profiles)
+    app.command(cls=Command)(chat.chat)
+    app.command(cls=stream.StreamCommand)(stream.stream)
+    app.command(cls=Command)(perplexity.perplexity)
+    app.command(cls=Command)(recall.recall)
+    app.command(cls=Command)(inspect.inspect)
+    app.command(cls=Command)(bench.bench)
+    app.command(cls=Command)(plan.plan)
+    app.command(cls=Command)(catalogue.policies)
+    app.command(cls=Command)(models.models)
+    app.command(cls=Command)(catalogue.profiles)
 
 
 _register()

@@ -10,7 +10,10 @@ Name = Annotated[str | None, typer.Argument(help="Show one: sizes, tokens of a p
 
 
 def models(name: Name = None) -> None:
-    """List known models and those in the hub cache, or show one: sizes, inputs, the devices it suits."""
+    """List known models, or show one: sizes, inputs, devices.
+
+    Known are the shipped ones, the families, and what lies in the hub cache.
+    """
     from edgemllm.models import hub, shipped
 
     if name is not None:

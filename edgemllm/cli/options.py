@@ -15,9 +15,10 @@ MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Ou
 TEXT, RUN, ASKING = "Text", "Long runs", "Asking"
 
 
-def _option(*names: str, help: str, panel: str, **more: Any) -> Any:
+def option(*names: str, help: str, panel: str, **more: Any) -> Any:
+    """An option that is also read from the environment, under the heading `panel` of the help page."""
     environment = "EDGEMLLM_" + names[0].strip("-").upper().replace("-", "_")
-    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, **more)
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, show_envvar=False, **more)
 
 
 def listed(text: str, option: str) -> list[str]:
@@ -42,45 +43,45 @@ def complete_profile(incomplete: str) -> list[str]:
     return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
 
 
-Model = Annotated[str, _option("--model", "-m", help="A folder, a hub id, random:NAME (see `models`), or demo.", panel=MODEL)]
-Quant = Annotated[str, _option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)]
-Dtype = Annotated[str, _option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)]
-Device = Annotated[str, _option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)]
-Offline = Annotated[bool, _option("--offline", help="Never touch the network.", panel=MODEL)]
-Trust = Annotated[bool, _option("--trust-remote-code", help="Let the checkpoint's own code run.", panel=MODEL)]
+Model = Annotated[str, option("--model", "-m", help="A folder, a hub id, random:NAME (see `models`), or demo.", panel=MODEL)]
+Quant = Annotated[str, option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)]
+Dtype = Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)]
+Device = Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)]
+Offline = Annotated[bool, option("--offline", help="Never touch the network.", panel=MODEL)]
+Trust = Annotated[bool, option("--trust-remote-code", help="Let the checkpoint's own code run.", panel=MODEL)]
 Profile = Annotated[
-    str, _option("--profile", "-p", help="auto, a name or a file.", panel=MEMORY, autocompletion=complete_profile)
+    str, option("--profile", "-p", help="auto, a name or a file.", panel=MEMORY, autocompletion=complete_profile)
 ]
 Policy = Annotated[
     str | None,
-    _option(
+    option(
         "--policy",
         help="Which tokens the cache keeps: a name of `edgemllm policies`, or file.py:Class. [default: the profile's]",
         panel=MEMORY,
         autocompletion=complete_policy,
     ),
 ]
-Settings = Annotated[list[str], _option("--set", help="A policy's own setting, key=value; repeatable.", panel=MEMORY)]
+Settings = Annotated[list[str], option("--set", help="A policy's own setting, key=value; repeatable.", panel=MEMORY)]
 KvBudget = Annotated[
     str,
-    _option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY),
+    option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY),
 ]
 ChunkSize = Annotated[
     int | None,
-    _option("--chunk", help="Prefill chunk in tokens. Try 128 or 64 if memory runs out during prefill.", panel=MEMORY),
+    option("--chunk", help="Prefill chunk in tokens. Try 128 or 64 if memory runs out during prefill.", panel=MEMORY),
 ]
-Videos = Annotated[list[str], _option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
-Images = Annotated[list[str], _option("--image", help="A still image; repeatable.", panel=MEDIA)]
-Fps = Annotated[float, _option("--fps", help="Frames a second to look at.", panel=MEDIA)]
-MaxFrames = Annotated[int | None, _option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)]
+Videos = Annotated[list[str], option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
+Images = Annotated[list[str], option("--image", help="A still image; repeatable.", panel=MEDIA)]
+Fps = Annotated[float, option("--fps", help="Frames a second to look at.", panel=MEDIA)]
+MaxFrames = Annotated[int | None, option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)]
 MaxPixels = Annotated[
-    int | None, _option("--max-pixels", help="Larger pictures are made smaller: fewer tokens, less detail.", panel=MEDIA)
+    int | None, option("--max-pixels", help="Larger pictures are made smaller: fewer tokens, less detail.", panel=MEDIA)
 ]
 TokensPerFrame = Annotated[
-    int | None, _option("--tokens-per-frame", help="At most so many a video frame: the video may be longer.", panel=MEDIA)
+    int | None, option("--tokens-per-frame", help="At most so many a video frame: the video may be longer.", panel=MEDIA)
 ]
-Start = Annotated[str | None, _option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
-End = Annotated[str | None, _option("--end", help="Stop there.", panel=MEDIA)]
+Start = Annotated[str | None, option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)]
+End = Annotated[str | None, option("--end", help="Stop there.", panel=MEDIA)]
 StreamSource = Annotated[
     str,
     typer.Argument(
@@ -90,14 +91,14 @@ StreamSource = Annotated[
         show_default=False,
     ),
 ]
-Ask = Annotated[list[str], _option("--ask", help="A standing question; repeatable. See --every.", panel=ASKING)]
+Ask = Annotated[list[str], option("--ask", help="A standing question; repeatable. See --every.", panel=ASKING)]
 Every = Annotated[
     list[str],
-    _option("--every", help="How often: 30s, 5m; one for all standing questions or one for each. [default: 30s]", panel=ASKING),
+    option("--every", help="How often: 30s, 5m; one for all standing questions or one for each. [default: 30s]", panel=ASKING),
 ]
 At = Annotated[
     list[str],
-    _option(
+    option(
         "--at",
         help="A question at a time of the stream, or at its end: --at 00:10:00 'Who came?'; repeatable.",
         panel=ASKING,
@@ -106,42 +107,42 @@ At = Annotated[
 ]
 Live = Annotated[
     bool | None,
-    _option(
+    option(
         "--live/--no-live",
         help="Watch by the clock and drop what the model is too slow for. [default: only what does not wait]",
         panel=MEDIA,
     ),
 ]
 Retries = Annotated[
-    int, _option("--retries", help="Attempts to connect to a lost source again; -1: for ever.", panel=MEDIA, min=-1)
+    int, option("--retries", help="Attempts to connect to a lost source again; -1: for ever.", panel=MEDIA, min=-1)
 ]
 Timeout = Annotated[
     str | None,
-    _option("--timeout", help="Silence after which an address is lost (10s), or a folder has ended (never).", panel=MEDIA),
+    option("--timeout", help="Silence after which an address is lost (10s), or a folder has ended (never).", panel=MEDIA),
 ]
 SkipSimilar = Annotated[
     float | None,
-    _option("--skip-similar", help="Skip frames this similar to the last one seen, such as 0.98. [default: none]", panel=MEDIA),
+    option("--skip-similar", help="Skip frames this similar to the last one seen, such as 0.98. [default: none]", panel=MEDIA),
 ]
 Save = Annotated[
     Path | None,
-    _option("--save", help="Write the session there at the end, and on SIGTERM and SIGUSR1.", panel=RUN),
+    option("--save", help="Write the session there at the end, and on SIGTERM and SIGUSR1.", panel=RUN),
 ]
 ResumeFrom = Annotated[
     Path | None,
-    _option("--resume", help="Go on from a saved session; where --save names the same file, it need not exist.", panel=RUN),
+    option("--resume", help="Go on from a saved session; where --save names the same file, it need not exist.", panel=RUN),
 ]
-Srt = Annotated[bool, _option("--srt", help="The answers as SRT subtitles on stdout.", panel=OUTPUT)]
-Vtt = Annotated[bool, _option("--vtt", help="The answers as WebVTT subtitles on stdout.", panel=OUTPUT)]
+Srt = Annotated[bool, option("--srt", help="The answers as SRT subtitles on stdout.", panel=OUTPUT)]
+Vtt = Annotated[bool, option("--vtt", help="The answers as WebVTT subtitles on stdout.", panel=OUTPUT)]
 Texts = Annotated[
     list[str],
-    _option("--text", help="A file, a folder, - for standard input, wikitext103 or pg19; repeatable.", panel=TEXT),
+    option("--text", help="A file, a folder, - for standard input, wikitext103 or pg19; repeatable.", panel=TEXT),
 ]
-Tokens = Annotated[str | None, _option("--tokens", help="How many to score: 4M, 250k, 1e6. [default: all]", panel=TEXT)]
-Loop = Annotated[bool, _option("--loop", help="Begin the text again where it ends.", panel=TEXT)]
+Tokens = Annotated[str | None, option("--tokens", help="How many to score: 4M, 250k, 1e6. [default: all]", panel=TEXT)]
+Loop = Annotated[bool, option("--loop", help="Begin the text again where it ends.", panel=TEXT)]
 Policies = Annotated[
     str | None,
-    _option(
+    option(
         "--policy",
         help="One or more names of `edgemllm policies`, a,b,c, at equal KV bytes. [default: the profile's]",
         panel=MEMORY,
@@ -149,32 +150,32 @@ Policies = Annotated[
     ),
 ]
 CompareFull = Annotated[
-    bool, _option("--compare-full", help="Also the KL divergence from the full cache, as far as that fits.", panel=RUN)
+    bool, option("--compare-full", help="Also the KL divergence from the full cache, as far as that fits.", panel=RUN)
 ]
 CheckpointFile = Annotated[
-    Path | None, _option("--checkpoint", help="Write the state of the run to this file, for --resume.", panel=RUN)
+    Path | None, option("--checkpoint", help="Write the state of the run to this file, for --resume.", panel=RUN)
 ]
-CheckpointEvery = Annotated[str, _option("--checkpoint-every", help="Tokens between two checkpoints.", panel=RUN)]
-Resume = Annotated[bool, _option("--resume", help="Go on from the checkpoint, if there is one.", panel=RUN)]
-Plot = Annotated[Path | None, _option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
-Contexts = Annotated[str, _option("--context", help="Tokens of the prompt, one or more: 2k,32k.", panel=RUN)]
-NewTokens = Annotated[int, _option("--new-tokens", help="Tokens decoded behind the first.", panel=RUN, min=1)]
-Repeat = Annotated[int, _option("--repeat", help="How often a cell is measured, after a warm-up.", panel=RUN, min=1)]
+CheckpointEvery = Annotated[str, option("--checkpoint-every", help="Tokens between two checkpoints.", panel=RUN)]
+Resume = Annotated[bool, option("--resume", help="Go on from the checkpoint, if there is one.", panel=RUN)]
+Plot = Annotated[Path | None, option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
+Contexts = Annotated[str, option("--context", help="Tokens of the prompt, one or more: 2k,32k.", panel=RUN)]
+NewTokens = Annotated[int, option("--new-tokens", help="Tokens decoded behind the first.", panel=RUN, min=1)]
+Repeat = Annotated[int, option("--repeat", help="How often a cell is measured, after a warm-up.", panel=RUN, min=1)]
 CompareStock = Annotated[
-    bool, _option("--compare-stock", help="Also transformers' own generate with its growing cache.", panel=RUN)
+    bool, option("--compare-stock", help="Also transformers' own generate with its growing cache.", panel=RUN)
 ]
-OutputFormat = Annotated[str, _option("--output", "-o", help="md, json, jsonl or csv.", panel=OUTPUT)]
-System = Annotated[str | None, _option("--system", "-s", help="A system prompt.", panel=ANSWER)]
-MaxTokens = Annotated[int, _option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
-Temperature = Annotated[float, _option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]
-TopP = Annotated[float, _option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)]
-Seed = Annotated[int, _option("--seed", help="Of the sampling.", panel=ANSWER)]
-Json = Annotated[bool, _option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
-Jsonl = Annotated[bool, _option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)]
-Quiet = Annotated[bool, _option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
-Verbose = Annotated[bool, _option("--verbose", "-v", help="Also tracebacks and the libraries' warnings.", panel=OUTPUT)]
-Progress = Annotated[str, _option("--progress", help="auto, plain or none.", panel=OUTPUT)]
-DryRun = Annotated[bool, _option("--dry-run", help="Plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]
+OutputFormat = Annotated[str, option("--output", "-o", help="md, json, jsonl or csv.", panel=OUTPUT)]
+System = Annotated[str | None, option("--system", "-s", help="A system prompt.", panel=ANSWER)]
+MaxTokens = Annotated[int, option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
+Temperature = Annotated[float, option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]
+TopP = Annotated[float, option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)]
+Seed = Annotated[int, option("--seed", help="Of the sampling.", panel=ANSWER)]
+Json = Annotated[bool, option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
+Jsonl = Annotated[bool, option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Also tracebacks and the libraries' warnings.", panel=OUTPUT)]
+Progress = Annotated[str, option("--progress", help="auto, plain or none.", panel=OUTPUT)]
+DryRun = Annotated[bool, option("--dry-run", help="Plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]
 
 
 def config_files() -> list[Path]:

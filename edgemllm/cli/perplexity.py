@@ -51,7 +51,7 @@ def perplexity(
     trust_remote_code: options.Trust = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Measure the perplexity of one continuous stream of text of any length.
+    """Measure the perplexity of one stream of text of any length.
 
     Chunks of --chunk tokens go in, the policy evicts between them; --chunk 1 is what papers mean. Without --text the text
     comes from standard input.

@@ -25,31 +25,28 @@ SCHEMA = "edgemllm/1"
 FOOTAGE = ("static", "diverse")
 NEEDLES = ("slides", "text")
 
-Streams = Annotated[int, typer.Option("--streams", help="How many streams.", min=1, rich_help_panel=options.RUN)]
-Facts = Annotated[
-    int, typer.Option("--facts", help="Facts of a stream; the last one is recent.", min=2, rich_help_panel=options.RUN)
-]
+Length = Annotated[str, options.option("--tokens", help="Length of a stream.", panel=options.RUN)]
+Streams = Annotated[int, options.option("--streams", help="How many streams.", min=1, panel=options.RUN)]
+Facts = Annotated[int, options.option("--facts", help="Facts of a stream; the last one is recent.", min=2, panel=options.RUN)]
 Kind = Annotated[
     str,
-    typer.Option("--needles", help="slides or text. [default: slides for the demo model]", rich_help_panel=options.RUN),
+    options.option("--needles", help="slides, text or auto: slides for the demo model.", panel=options.RUN),
 ]
 Between = Annotated[
-    str, typer.Option("--between", help="static, diverse or both: what lies between the facts.", rich_help_panel=options.RUN)
+    str, options.option("--between", help="static, diverse or both: what lies between the facts.", panel=options.RUN)
 ]
-Protocol = Annotated[
-    str, typer.Option("--protocol", help="end, rounds or both: when questions come.", rich_help_panel=options.RUN)
-]
+Protocol = Annotated[str, options.option("--protocol", help="end, rounds or both: when questions come.", panel=options.RUN)]
 StreamSeed = Annotated[
-    int, typer.Option("--seed", help="Of the first stream. Tune on others than you report.", rich_help_panel=options.RUN)
+    int, options.option("--seed", help="Of the first stream. Tune on others than you report.", panel=options.RUN)
 ]
 Against = Annotated[
     str | None,
-    typer.Option("--against", help="The policy of the paired differences. [default: the first]", rich_help_panel=options.RUN),
+    options.option("--against", help="The policy of the paired differences. [default: the first]", panel=options.RUN),
 ]
 
 
 def recall(
-    tokens: options.Tokens = "1600",
+    tokens: Length = "1600",
     streams: Streams = 40,
     facts: Facts = 10,
     needles: Kind = "auto",
@@ -86,11 +83,11 @@ def recall(
     from edgemllm.display.plot import check as check_plot
 
     display = Display("none" if quiet else progress)
-    length = parse_count(tokens or "1600", "--tokens")
+    length = parse_count(tokens, "--tokens")
     kinds, protocols = _either(between, FOOTAGE, "--between"), _either(protocol, ("end", "rounds"), "--protocol")
     needles = ("slides" if model == "demo" else "text") if needles == "auto" else needles
     if needles not in NEEDLES:
-        raise UsageError(f"--needles {needles} is unknown", "slides or text")
+        raise UsageError(f"--needles {needles} is unknown", "slides, text or auto")
     if plot is not None:
         check_plot(plot)
     quiet_libraries(verbose)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
 
 from edgemllm.cli import options
+from edgemllm.cli.help import Command
 from edgemllm.cli.interrupts import Interrupts
 from edgemllm.errors import EdgeError, MediaError, UsageError
 from edgemllm.inputs.clock import clock, parse_time
@@ -31,7 +31,7 @@ TURN_TOKENS = 16
 """What a chat template adds to a question, about: only for planning."""
 
 
-class StreamCommand(TyperCommand):
+class StreamCommand(Command):
     """Takes `--at TIME QUESTION` as two words, and questions from the environment one a line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -94,7 +94,7 @@ def stream(
     trust_remote_code: options.Trust = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Watch a source for as long as it lasts, in constant memory, and answer questions on the way.
+    """Watch a source for hours in constant memory, answer questions.
 
     Lines typed or piped meanwhile are questions about everything seen so far; /help lists further commands.
     """
