@@ -1,6 +1,7 @@
 """Ratios of speed on a noisy machine: all sides take turns in one process, token by token, and medians are compared.
 
     scripts/bench_ratios.py decode --contexts 2k,8k --sides stock,full,streaming-llm,inf-mllm,edge
+    scripts/bench_ratios.py prefill --contexts 8k --tokens 5 --sides stock,full      a whole prompt, and its first token
     scripts/bench_ratios.py stream --sides straight-h2o,h2o,inf-mllm        rounds of prefill and decode
     scripts/bench_ratios.py flat --sides inf-mllm --seen 10k,1M             the same policy early and late in a stream
     scripts/bench_ratios.py flat --model demo --seen 100k,4M --feed 256     the same, 256 tokens in at a time
@@ -15,13 +16,14 @@ depend on what they say.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from straight_h2o import NAME as STRAIGHT
@@ -38,6 +40,7 @@ from edgemllm.models.base import ModelFamily
 from edgemllm.runs.bench import now
 from edgemllm.session import Session
 
+S = TypeVar("S")
 STOCK = "stock"
 TURNING = "+turning"
 
@@ -65,6 +68,9 @@ class Side:
             self.cache = self.session.cache
             for layer in self.cache.layers:
                 layer.keeps_turned = not side.endswith(TURNING)
+
+    def __str__(self) -> str:
+        return self.name
 
     def fill(self, count: int, chunk: int) -> None:
         """Put `count` random tokens into the cache without running the model."""
@@ -124,6 +130,18 @@ def decode(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
     return found
 
 
+def prefill(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
+    """ms from a whole prompt to its first token, each time with a new cache."""
+
+    def once(name: str, context: int) -> float:
+        return Side(name, family, arguments.budget, arguments.chunk).timed([7] * context)
+
+    found = []
+    for context in counts(arguments.contexts):
+        found += turns(arguments.sides, functools.partial(once, context=context), arguments.tokens, context=context)
+    return found
+
+
 def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
     """ms of a round: `--prompt` tokens in, `--tokens` out, with a full cache."""
     sides = [Side(side, family, arguments.budget, arguments.chunk) for side in arguments.sides]
@@ -174,15 +192,15 @@ def costs(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
     return found
 
 
-def turns(sides: Sequence[Side], run: Callable[[Side], float], times: int, **about: Any) -> list[dict[str, Any]]:
+def turns(sides: Sequence[S], run: Callable[[S], float], times: int, **about: Any) -> list[dict[str, Any]]:
     """Every side in turn, `times` times; the order is turned round each time."""
-    samples: dict[str, list[float]] = {side.name: [] for side in sides}
+    samples: dict[str, list[float]] = {str(side): [] for side in sides}
     for number in range(times + 2):
         for side in sides if number % 2 else reversed(sides):
             taken = run(side)
             if number >= 2:  # the first two warm up
-                samples[side.name].append(taken)
-    base = samples[sides[0].name]
+                samples[str(side)].append(taken)
+    base = samples[str(sides[0])]
     return [
         {
             **about, "side": name, "median_ms": statistics.median(taken), "mean_ms": statistics.fmean(taken),
@@ -210,7 +228,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("decode", "stream", "flat", "costs"))
+    parser.add_argument("what", choices=("decode", "prefill", "stream", "flat", "costs"))
     parser.add_argument("--model", default="random:bench-134m")
     parser.add_argument("--sides", type=lambda text: text.split(","), default=["stock", "full", "inf-mllm"])
     parser.add_argument("--contexts", default="2k,8k,16k,32k")
@@ -232,7 +250,9 @@ def main() -> None:
     except EdgeError as error:
         parser.error(error.message)
     family = loading.load(loading.locate(arguments.model), dtype=arguments.dtype, device=arguments.device)
-    rows = {"decode": decode, "stream": stream, "flat": flat, "costs": costs}[arguments.what](family, arguments)
+    rows = {"decode": decode, "prefill": prefill, "stream": stream, "flat": flat, "costs": costs}[arguments.what](
+        family, arguments
+    )
     print(
         json.dumps({"command": sys.argv[1:], "threads": torch.get_num_threads(), "rows": rows})
         if arguments.json

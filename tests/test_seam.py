@@ -10,6 +10,7 @@ import torch
 from media import both, footage, picture
 from tiny import MODELS, TEXT_MODELS, VISION_MODELS, Tiny, random_ids
 
+from edgemllm.cache import attention
 from edgemllm.cache.attention import NAME
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
@@ -71,6 +72,24 @@ def test_half_precision_with_pictures_is_as_close_to_exact_as_the_stock_model(ma
     stock, chunk = both(tiny, image, frames)
     ours = tiny.run(chunk, 7, Full())
     assert (ours.float() - exact).abs().max() <= 2 * (stock.float() - exact).abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["two-calls", "mask"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_a_chunk_behind_others_attends_like_the_last_rows_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, fused: bool, heads: int, kv_heads: int
+) -> None:
+    if not fused:  # a torch without the operator
+        monkeypatch.setattr(attention, "CPU_FLASH", None)
+    elif attention.CPU_FLASH is None:
+        pytest.skip("this torch has no flash attention for CPUs that can be called alone")
+    torch.manual_seed(0)
+    query = torch.randn(1, heads, 50, 16)
+    key, value = torch.randn(2, 1, kv_heads, 50, 16)
+    whole = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
+    for count in (2, 17, 49):
+        chunk = attention._attend(query[:, :, -count:], key, value, None, 0.3)
+        torch.testing.assert_close(chunk, whole[:, :, -count:], atol=1e-6, rtol=1e-5)
 
 
 def test_our_attention_gets_no_mask_and_the_cache() -> None:

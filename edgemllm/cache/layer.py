@@ -301,8 +301,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Move the live slots to storage of `room` slots."""
 
         def moved(buffer: Tensor, dim: int) -> Tensor:
-            live = buffer.narrow(dim, 0, self.length)
-            return torch.cat((live, live.new_zeros([*live.shape[:dim], room - self.length, *live.shape[dim + 1 :]])), dim)
+            new = buffer.new_empty([*buffer.shape[:dim], room, *buffer.shape[dim + 1 :]])
+            new.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
+            new.narrow(dim, self.length, room - self.length).zero_()
+            return new
 
         self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
         self.places = None if self.places is None else moved(self.places, 3)
