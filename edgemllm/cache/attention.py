@@ -101,8 +101,9 @@ def _attend_and_show(layer: CacheLayer, query: Tensor, key: Tensor, value: Tenso
     """One query that the policy watches: its weights are made once, for the output and for the policy."""
     batch, heads, _, size = query.shape
     # Batches of KV heads, and nothing but the products: at one query a tensor operation more is felt.
-    keys, values = (each.view(-1, *each.shape[2:]) for each in (key, value))
-    weights = torch.bmm((query * scale).view(len(keys), -1, size), keys.mT).float().softmax(-1)
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    grouped = query.view(len(keys), -1, size)
+    weights = torch.baddbmm(query.new_empty(1), grouped, keys.mT, beta=0, alpha=scale).float().softmax(-1)
     layer.rows = slice(layer.length - 1, layer.length)
     each = weights.view(batch, heads, 1, layer.length)
     layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, key.shape[1]))

@@ -121,7 +121,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def slot(self, name: str) -> Tensor:
         """The live part of a per-slot buffer, (B, H_kv, L), a view; new tokens start at zero."""
-        return self.slots[name][..., : self.length]
+        return self.slots[name].narrow(-1, 0, self.length)
 
     def keep(self, index: Tensor) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""

@@ -71,7 +71,7 @@ class Edge(CachePolicy):
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         memory = layer.slot("memory")
         looks = attention.reshape(*memory.shape[:2], -1, layer.length)
-        torch.maximum(memory, looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2), out=memory)
+        memory.clamp_min_(looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
         self._update_twins(layer)
