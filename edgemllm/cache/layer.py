@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -126,26 +127,25 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def keep(self, index: Tensor) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""
         index = index.sort(dim=-1).values
-        size, (heads, room) = index.shape[-1], (self.keys.shape[:2].numel(), self.keys.shape[2])
-        first = room * torch.arange(heads, device=self.device)[:, None]
-        rows = (index.expand(-1, self.keys.shape[1], -1).flatten(0, 1) + first).flatten()
-        for buffer in self._buffers():
-            # Whole rows at once: on a CPU six times as fast as a gather. They are copied first, so both may overlap.
-            kept = buffer.view(-1, heads * room, buffer.shape[-1]).index_select(1, rows)
-            buffer[..., :size, :] = kept.view(*buffer.shape[:-2], size, -1)
+        size, turn = index.shape[-1], None
+        if self.rotated and self.policy.positions == "cache" and self.places is None:
+            # A slot moves forward by as many as went before it; one that stays is turned by exactly nothing.
+            by = index - torch.arange(size, device=index.device)
+            cos, sin = inverse(self.rope.span(0, self.length - size + 1, self.keys))
+            turn = cos[0, 0, by], sin[0, 0, by]
+        index = index.expand(-1, self.keys.shape[1], -1)
+        move(self.keys, index, turn)
+        move(self.values, index)
+        for notes in self._notes():
+            notes[..., :size] = notes.gather(-1, index.expand(*notes.shape[:-1], -1))
         for notes in self.slots.values():
             notes[..., size : self.length] = 0
-        gone, self.length = self.length - size, size
-        self.evicted += gone
+        self.evicted += self.length - size
+        self.length = size
         self.compactions += 1
         self.since = 0
         if self.places is not None:
             self._move(close_gaps(self.positions[..., :size], self.rope.step))
-        elif self.rotated and self.policy.positions == "cache":
-            # A slot moves forward by as many as went before it; one that stays is turned by exactly nothing.
-            by = index - torch.arange(size, device=index.device)
-            cos, sin = (table[0, 0, by] for table in inverse(self.rope.span(0, gone + 1, self.keys)))
-            rotate_(self.keys[:, :, :size], (cos, sin))
 
     def rotated_keys(self) -> Tensor:
         """The live keys (B, H_kv, L, D), turned to their places; not to be written to."""
@@ -250,14 +250,14 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Bytes of every live tensor of this layer."""
         if not self.is_initialized:
             return 0
-        tensors = [*self._buffers(), *self.stats.values(), *([] if self.queries is None else [self.queries])]
+        queries = [] if self.queries is None else [self.queries]
+        tensors = [self.keys, self.values, *self._notes(), *self.stats.values(), *queries]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def _buffers(self) -> list[Tensor]:
-        """Everything that belongs to a slot, each viewed as (..., B, H_kv, N, channels)."""
+    def _notes(self) -> list[Tensor]:
+        """What a slot has besides its key and value, each (..., B, H_kv, N)."""
         places = () if self.places is None else (self.places,)
-        scalars = (self.positions, *places, self.modality, self.time, *self.slots.values())
-        return [self.keys, self.values, *(buffer[..., None] for buffer in scalars)]
+        return [self.positions, *places, self.modality, self.time, *self.slots.values()]
 
     def make_room(self, count: int) -> None:
         """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
@@ -316,3 +316,19 @@ def gather(buffer: Tensor, index: Tensor) -> Tensor:
     """Rows of (..., B, H, L, C) at `index` (B, H, n), a copy: (..., B, H, n, C)."""
     wide = index[..., None].expand(*buffer.shape[:-4], -1, -1, -1, buffer.shape[-1])
     return buffer.gather(-2, wide)
+
+
+def move(buffer: Tensor, index: Tensor, turn: Rotation | None = None) -> None:
+    """Copy the slots at `index` (B, H_kv, n), ascending, to the front of `buffer` (B, H_kv, N, D), turned by `turn`."""
+    size = index.shape[-1]
+    if buffer.device.type != "cpu":  # as few kernels as possible
+        kept = gather(buffer, index)
+        buffer[:, :, :size] = kept if turn is None else rotate(kept, turn)
+        return
+    # A head at a time: what a step needs stays in the processor's cache, and rows are copied whole.
+    for batch, head in itertools.product(range(buffer.shape[0]), range(buffer.shape[1])):
+        kept = buffer[batch, head].index_select(0, index[batch, head])
+        if turn is not None:
+            own = head if turn[0].shape[1] > 1 else 0
+            kept = rotate(kept, (turn[0][batch, own], turn[1][batch, own]))
+        buffer[batch, head, :size] = kept
