@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.positions import Rope, Rotation, close_gaps, go_on, inverse, rotate, rotate_, rotate_queries
+from edgemllm.cache.storage import Storage, gather
 from edgemllm.cache.weights import attention_weights
 from edgemllm.errors import OutOfMemoryError
 
@@ -21,14 +21,12 @@ GROWTH = 1024
 """An unbounded layer grows by at least this many slots, and by half of what it holds."""
 
 
-class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One decoder layer's slots.
+class CacheLayer(Storage, CacheLayerMixin):  # type: ignore[misc]
+    """One decoder layer.
 
-    keys, values  (B, H_kv, N, D); keys turned by their slots' rotation where `rotated`, else unrotated
-    positions     (A, B, H_kv, N) int32, as in the stream
-    places        (A, B, H_kv, N) int32, renumbered, only for several axes: one axis numbers its slots 0..L-1
-    modality      (B, H_kv, N) uint8 · time (B, H_kv, N) float32, seconds of video or NaN
-    queries       (B, H, w, D), the latest queries, unrotated, only where the policy asks for them
+    keys are turned by their slots' rotation where `rotated`, else unrotated; places are renumbered positions, only for
+    several axes: one axis numbers its slots 0..L-1.
+    queries  (B, H, w, D), the latest queries, unrotated, only where the policy asks for them
     """
 
     def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
@@ -39,9 +37,9 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """A policy published for one prompt had to evict before that prompt's end."""
         self.rows = slice(0)
         """The slots whose queries `observe` sees."""
-        self.slots: dict[str, Tensor] = {}
+        self.slots = {}
         self.stats: dict[str, Tensor] = {}
-        self.places: Tensor | None = None
+        self.places = None
         self.queries: Tensor | None = None
         self.scaling = 1.0
         self.keeps_turned = True
@@ -58,18 +56,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
         """Allocate every slot; from here on a bounded layer's memory changes only where its policy shares anew."""
-        batch, heads, count, _ = keys.shape
         self.dtype, self.device = keys.dtype, keys.device
-        room = self.budget if self.budget is not None else max(GROWTH, count)
-        self.keys = keys.new_zeros(batch, heads, room, keys.shape[-1])
-        self.values = values.new_zeros(batch, heads, room, values.shape[-1])
+        room = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
+        numbered = self.rope.axes > 1 and self.policy.positions == "cache"
+        self.allocate(keys, values, room, self.rope.axes, numbered, self.policy.slots)
         self.rotated = self.keeps_turned and keys.dtype.itemsize >= 4 and self.rope.fixed
-        self.positions = torch.zeros(self.rope.axes, batch, heads, room, dtype=torch.int32, device=keys.device)
-        if self.rope.axes > 1 and self.policy.positions == "cache":
-            self.places = torch.zeros_like(self.positions)
-        self.modality = torch.zeros(batch, heads, room, dtype=torch.uint8, device=keys.device)
-        self.time = torch.full((batch, heads, room), torch.nan, device=keys.device)
-        self.slots = {name: torch.zeros(batch, heads, room, device=keys.device) for name in self.policy.slots}
         self.stats = {name: torch.zeros((), device=keys.device) for name in self.policy.scalars}
         self.is_initialized = True
 
@@ -80,14 +71,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         count = keys.shape[2]
         self.make_room(count)
         new = slice(self.length, self.length + count)
-        self.positions[..., new] = self.incoming.positions[:, :, None]
+        self.write(new, values, self.incoming)
         if self.places is not None:
             self._number(count)
         self.turn = self._coming(count, keys)
         self.keys[:, :, new] = rotate(keys, self.turn) if self.rotated else keys
-        self.values[:, :, new] = values
-        self.modality[..., new] = self.incoming.modality[:, None]
-        self.time[..., new] = self.incoming.time[:, None]
         self.count(count)
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
@@ -120,32 +108,21 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     # ---- what policies use -------------------------------------------------------------------------------------
 
-    def slot(self, name: str) -> Tensor:
-        """The live part of a per-slot buffer, (B, H_kv, L), a view; new tokens start at zero."""
-        return self.slots[name].narrow(-1, 0, self.length)
-
     def keep(self, index: Tensor) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n) in their temporal order, forget the rest."""
         index = index.sort(dim=-1).values
-        size, turn = index.shape[-1], None
+        before, size, turn = self.length, index.shape[-1], None
         if self.rotated and self.policy.positions == "cache" and self.places is None:
             # A slot moves forward by as many as went before it; one that stays is turned by exactly nothing.
             by = index - torch.arange(size, device=index.device)
-            cos, sin = inverse(self.rope.span(0, self.length - size + 1, self.keys))
+            cos, sin = inverse(self.rope.span(0, before - size + 1, self.keys))
             turn = cos[0, 0, by], sin[0, 0, by]
-        index = index.expand(-1, self.keys.shape[1], -1)
-        move(self.keys, index, turn)
-        move(self.values, index)
-        for notes in self._notes():
-            notes[..., :size] = notes.gather(-1, index.expand(*notes.shape[:-1], -1))
-        for notes in self.slots.values():
-            notes[..., size : self.length] = 0
-        self.evicted += self.length - size
-        self.length = size
+        self.pick(index, turn)
+        self.evicted += before - size
         self.compactions += 1
         self.since = 0
         if self.places is not None:
-            self._move(close_gaps(self.positions[..., :size], self.rope.step))
+            self._renumber(close_gaps(self.positions[..., :size], self.rope.step))
 
     def rotated_keys(self) -> Tensor:
         """The live keys (B, H_kv, L, D), turned to their places; not to be written to."""
@@ -163,7 +140,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             turns = [part.expand(-1, rows.shape[1], -1, -1) for part in self.rotation()]
             rows = rotate(rows, (gather(turns[0], index), gather(turns[1], index)))
         wide = index[..., None].expand(rows.shape)
-        self.keys.scatter_(2, wide, torch.where(changed, rows, self.keys.gather(2, wide)))
+        self.keys.scatter_(2, wide, torch.where(changed, rows, gather(self.keys, index)))
 
     def rotation(self, slots: slice = slice(None)) -> Rotation:
         """The rotation of every live slot, or of some."""
@@ -232,10 +209,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             return
         places = close_gaps(self.positions[..., :stop], self.rope.step)
         if self.length:
-            self._move(places[..., : self.length])
+            self._renumber(places[..., : self.length])
         self.places[..., :stop] = places
 
-    def _move(self, places: Tensor) -> None:
+    def _renumber(self, places: Tensor) -> None:
         """Renumber the live slots to `places` (A, B, H_kv, L)."""
         assert self.places is not None
         live = self.places[..., : self.length]
@@ -251,13 +228,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             return 0
         queries = [] if self.queries is None else [self.queries]
-        tensors = [self.keys, self.values, *self._notes(), *self.stats.values(), *queries]
+        tensors = [self.keys, self.values, *self.notes(), *self.stats.values(), *queries]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def _notes(self) -> list[Tensor]:
-        """What a slot has besides its key and value, each (..., B, H_kv, N)."""
-        places = () if self.places is None else (self.places,)
-        return [self.positions, *places, self.modality, self.time, *self.slots.values()]
 
     def make_room(self, count: int) -> None:
         """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
@@ -266,9 +238,9 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         have, wanted = self.keys.shape[2], self.length + count
         if wanted > have:
             if self.budget is None:
-                self._reallocate(max(wanted, have + GROWTH, have + have // 2))
+                self.reallocate(max(wanted, have + GROWTH, have + have // 2))
             else:  # it was trimmed to save memory, and goes on as it must
-                self._reallocate(min(max(wanted, have + have // 8), self.budget))
+                self.reallocate(min(max(wanted, have + have // 8), self.budget))
 
     def _evict(self, budget: int, count: int) -> None:
         if not self.policy.bounded:
@@ -287,7 +259,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def trim(self) -> None:
         """Give back the memory beyond the live slots; the layer grows again as it needs, up to its budget."""
         if self.is_initialized and self.keys.shape[2] > self.length:
-            self._reallocate(self.length)
+            self.reallocate(self.length)
 
     def resize(self, budget: int) -> None:
         """Another budget from now on; the policy chooses what stays of too much."""
@@ -295,40 +267,4 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if self.is_initialized:
             if self.length > budget:
                 self.policy.compress(self, budget)
-            self._reallocate(budget)
-
-    def _reallocate(self, room: int) -> None:
-        """Move the live slots to storage of `room` slots."""
-
-        def moved(buffer: Tensor, dim: int) -> Tensor:
-            new = buffer.new_empty([*buffer.shape[:dim], room, *buffer.shape[dim + 1 :]])
-            new.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
-            new.narrow(dim, self.length, room - self.length).zero_()
-            return new
-
-        self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
-        self.places = None if self.places is None else moved(self.places, 3)
-        self.modality, self.time = moved(self.modality, 2), moved(self.time, 2)
-        self.slots = {name: moved(buffer, 2) for name, buffer in self.slots.items()}
-
-
-def gather(buffer: Tensor, index: Tensor) -> Tensor:
-    """Rows of (..., B, H, L, C) at `index` (B, H, n), a copy: (..., B, H, n, C)."""
-    wide = index[..., None].expand(*buffer.shape[:-4], -1, -1, -1, buffer.shape[-1])
-    return buffer.gather(-2, wide)
-
-
-def move(buffer: Tensor, index: Tensor, turn: Rotation | None = None) -> None:
-    """Copy the slots at `index` (B, H_kv, n), ascending, to the front of `buffer` (B, H_kv, N, D), turned by `turn`."""
-    size = index.shape[-1]
-    if buffer.device.type != "cpu":  # as few kernels as possible
-        kept = gather(buffer, index)
-        buffer[:, :, :size] = kept if turn is None else rotate(kept, turn)
-        return
-    # A head at a time: what a step needs stays in the processor's cache, and rows are copied whole.
-    for batch, head in itertools.product(range(buffer.shape[0]), range(buffer.shape[1])):
-        kept = buffer[batch, head].index_select(0, index[batch, head])
-        if turn is not None:
-            own = head if turn[0].shape[1] > 1 else 0
-            kept = rotate(kept, (turn[0][batch, own], turn[1][batch, own]))
-        buffer[batch, head, :size] = kept
+            self.reallocate(budget)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgemllm.cache.storage import gather
+
 if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer
 
@@ -35,7 +37,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     gone = gone.scatter_(-1, kept, False).nonzero()[:, 2].view(*kept.shape[:2], -1)
 
     def rows(buffer: Tensor, index: Tensor) -> Tensor:
-        return buffer.gather(2, index[..., None].expand(-1, -1, -1, buffer.shape[-1])).float()
+        return gather(buffer, index).float()
 
     anchors = F.normalize(rows(unrotated, kept), dim=-1)
     likeness, pivot = most_similar(F.normalize(rows(unrotated, gone), dim=-1), anchors)
