@@ -16,53 +16,15 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.decode import Decoder
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.inputs.frame import Frame
+from edgemllm.meter import Meter
 from edgemllm.models.base import Clip, ModelFamily
 from edgemllm.models.chat_format import ChatFormat
+from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.base import CachePolicy
 
 FRAMES_AT_ONCE = 8
 """Frames that go through the vision tower together: bounds its memory."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    max_tokens: int = 512
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass
-class Meter:
-    """Running counts of a session, and the seconds they took."""
-
-    frames: int = 0
-    frame_s: float = 0.0
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
-    video_s: float = 0.0
-    """Seconds of the latest video shown so far."""
-    skipped: int = 0
-    """Frames of a stream left out because they hardly differed from the one before."""
-    dropped: int = 0
-    """Frames of a live stream that the model was too slow for."""
-
-    def rates(self) -> dict[str, float]:
-        """The `speed` object of the JSON output."""
-
-        def rate(count: int, seconds: float) -> float:
-            return round(count / seconds, 2) if seconds else 0.0
-
-        return {
-            "prefill_tps": rate(self.prefill_tokens, self.prefill_s),
-            "decode_tps": rate(self.decode_tokens, self.decode_s),
-            "frames_per_s": rate(self.frames, self.frame_s),
-        }
 
 
 @dataclass
@@ -273,44 +235,3 @@ class Session:
             "positions": self.policy.positions,
             "streamed": any(layer.streamed for layer in self.cache.layers),
         }
-
-
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token of logits (1, V)."""
-    if sampling.temperature <= 0:
-        return int(logits.argmax(-1))
-    chances = (logits.float() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        ranked, order = chances.sort(dim=-1, descending=True)
-        # A token stays if the ones before it have not yet filled top_p; the likeliest always stays.
-        ranked[ranked.cumsum(-1) - ranked >= sampling.top_p] = 0
-        chances = torch.zeros_like(chances).scatter(-1, order, ranked)
-    return int(torch.multinomial(chances, 1, generator=generator))
-
-
-class Detokenizer:
-    """Turns tokens into text as they come, holding back half characters; remembers a handful of tokens only."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self.told = 0
-        """How many of `ids` are already part of the text given out."""
-
-    def _text(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    def add(self, token: int) -> str:
-        """What became readable with this token."""
-        self.ids.append(token)
-        known, text = self._text(self.ids[: self.told]), self._text(self.ids)
-        if text.endswith("\ufffd") and len(self.ids) - self.told < 8:
-            return ""
-        # The last tokens stay as context: some tokenizers write a space only between two of them.
-        self.ids, self.told = self.ids[self.told :], len(self.ids) - self.told
-        return text[len(known) :]
-
-    def rest(self) -> str:
-        """What was held back, at the end."""
-        return self._text(self.ids)[len(self._text(self.ids[: self.told])) :]

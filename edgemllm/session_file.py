@@ -23,7 +23,8 @@ from edgemllm import __version__
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.inputs.frame import Frame
-from edgemllm.session import Meter, Session
+from edgemllm.meter import Meter
+from edgemllm.session import Session
 
 FORMAT = "edgemllm-session/3"
 COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")

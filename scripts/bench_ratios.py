@@ -37,7 +37,7 @@ from edgemllm.errors import EdgeError
 from edgemllm.inputs.count import parse_count, short_count
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
-from edgemllm.runs.bench import now
+from edgemllm.runs.bench_cell import now
 from edgemllm.session import Session
 
 S = TypeVar("S")
@@ -203,8 +203,8 @@ def turns(sides: Sequence[S], run: Callable[[S], float], times: int, **about: An
     base = samples[str(sides[0])]
     return [
         {
-            **about, "side": name, "median_ms": statistics.median(taken), "mean_ms": statistics.fmean(taken),
-            "ratio_of_medians": statistics.median(taken) / statistics.median(base),
+            **about, "side": name, "median_ms": statistics.median(taken), "middle_half_ms": statistics.quantiles(taken)[::2],
+            "mean_ms": statistics.fmean(taken), "ratio_of_medians": statistics.median(taken) / statistics.median(base),
             "ratio_of_means": statistics.fmean(taken) / statistics.fmean(base), "samples_ms": [round(x, 3) for x in taken],
         }
         for name, taken in samples.items()
@@ -218,9 +218,15 @@ def counts(text: str) -> list[int]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, without the samples."""
+
+    def cell(name: str, value: Any) -> str:
+        if isinstance(value, list):
+            return "-".join(f"{each:.1f}" for each in value)
+        return f"{value:.{2 if 'ratio' in name else 1}f}" if isinstance(value, float) else str(value)
+
     names = [name for name in rows[0] if name != "samples_ms"]
-    lines = [names, ["---"] * len(names)]
-    lines += [[f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows]
+    rule = ["---" if isinstance(rows[0][name], str) else "---:" for name in names]
+    lines = [[name.replace("_", " ") for name in names], rule, *([cell(name, row[name]) for name in names] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -244,6 +250,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--json", action="store_true", help="samples too")
     arguments = parser.parse_args()
+    if min(arguments.tokens, arguments.rounds) < 2:
+        parser.error("--tokens and --rounds: 2 or more, for there to be a spread")
     try:
         for side in {*arguments.sides} - {STOCK, STRAIGHT}:
             build(side)

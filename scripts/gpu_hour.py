@@ -29,7 +29,8 @@ from edgemllm.inputs import slides
 from edgemllm.inputs.detail import Detail
 from edgemllm.inputs.frame import Frame
 from edgemllm.models import loading
-from edgemllm.session import FRAMES_AT_ONCE, Sampling, Session
+from edgemllm.models.sampling import Sampling
+from edgemllm.session import FRAMES_AT_ONCE, Session
 
 HEIGHT, WIDTH, PIECE = 360, 640, 600
 COLUMNS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "edgemllm"
 LEVELS = (
-    {"errors", "__init__"},
+    {"errors", "meter", "__init__"},
     {"device", "inputs"},
     {"cache", "policies"},
     {"models"},

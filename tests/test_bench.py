@@ -18,7 +18,8 @@ from edgemllm.cache.decode import MOST, Decoder
 from edgemllm.cache.positions import Rope, inverse, rotate, rotate_
 from edgemllm.errors import UsageError
 from edgemllm.launch import Request
-from edgemllm.runs.bench import STOCK, grid, read_bytes
+from edgemllm.runs.bench import STOCK, grid
+from edgemllm.runs.bench_cell import read_bytes
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

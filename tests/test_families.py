@@ -21,8 +21,9 @@ from edgemllm.models import families, family_of, loading, shipped
 from edgemllm.models.base import ModelFamily, cache_spec
 from edgemllm.models.byte_tokenizer import byte_tokenizer
 from edgemllm.models.random_weights import random_model
+from edgemllm.models.sampling import Sampling
 from edgemllm.policies.inf_mllm import InfMLLM
-from edgemllm.session import Sampling, Session
+from edgemllm.session import Session
 
 SMALL = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}
 quantising = pytest.mark.filterwarnings("ignore")  # bitsandbytes tells what it casts

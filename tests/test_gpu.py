@@ -10,9 +10,10 @@ from tiny import MODELS, VISION_MODELS, qwen2_5_vl, random_ids
 
 from edgemllm.device.model_spec import ModelSpec
 from edgemllm.models import loading
+from edgemllm.models.sampling import Sampling
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
-from edgemllm.session import Sampling, Session
+from edgemllm.session import Session
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,10 +16,12 @@ from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
 from edgemllm.inputs.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
+from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
-from edgemllm.session import Detokenizer, Sampling, Session, choose
+from edgemllm.session import Session
 
 SHORT = Sampling(max_tokens=12)
 

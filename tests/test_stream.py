@@ -32,10 +32,11 @@ from edgemllm.inputs.source import Source
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
 from edgemllm.models.loading import DEMO
+from edgemllm.models.sampling import Sampling
 from edgemllm.runs.rounds import Rounds
 from edgemllm.runs.schedule import Schedule
 from edgemllm.runs.stream import Stream
-from edgemllm.session import Sampling, Session
+from edgemllm.session import Session
 
 LECTURE = str(DEMO / "lecture.mp4")
 QUESTION = "What is on the screen now?"

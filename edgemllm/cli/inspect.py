@@ -70,10 +70,11 @@ def inspect(
     from edgemllm.inputs.text import Text
     from edgemllm.inputs.video import Video
     from edgemllm.launch import Request, out_of_memory, prepare
+    from edgemllm.models.sampling import Sampling
     from edgemllm.policies.window import Window
     from edgemllm.runs.inspect import LONGEST, Kept, Watcher, entropies
     from edgemllm.runs.lineup import line_up
-    from edgemllm.session import Sampling, Session
+    from edgemllm.session import Session
 
     display = Display("none" if quiet else "auto")
     times: dict[str, Any] = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}

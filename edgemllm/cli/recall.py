@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_module
-import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgemllm.cli import options
-from edgemllm.cli.interrupts import Interrupts
 from edgemllm.errors import UsageError
 from edgemllm.inputs.count import parse_count
 
 if TYPE_CHECKING:
-    from edgemllm.display.line import Display
     from edgemllm.launch import Launch
-    from edgemllm.runs.recall import Stream
-    from edgemllm.runs.recall_score import Score
 
 SCHEMA = "edgemllm/1"
 FOOTAGE = ("static", "diverse")
@@ -108,6 +102,8 @@ def recall(
     lacking = next((launch.plan for launch in launches if not launch.plan.fits), None)
     if lacking is not None:
         raise lacking.error()
+    from edgemllm.cli.recall_run import Recall
+
     run = Recall(display, launches, kinds, protocols, needles, length, facts, streams, seed, against or names[0], jsonl)
     run.go()
     if json:
@@ -130,137 +126,3 @@ def _either(word: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
     if word != "both" and word not in known:
         raise UsageError(f"{option} {word} is unknown", f"one of {', '.join(known)}, both")
     return known if word == "both" else (word,)
-
-
-@dataclass
-class Recall:
-    """Every stream under every policy and budget."""
-
-    display: Display
-    launches: list[Launch]
-    kinds: tuple[str, ...]
-    protocols: tuple[str, ...]
-    needles: str
-    length: int
-    facts: int
-    streams: int
-    seed: int
-    against: str
-    jsonl: bool
-    scores: dict[tuple[str, str, int], Score] = field(default_factory=dict)
-    """By footage, protocol and the launch's number."""
-    kv: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
-    code: int = 0
-    done: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def go(self) -> None:
-        """Run until all streams are asked or a signal comes; what was counted stays."""
-        with Interrupts() as self.interrupts:
-            session = self.launches[0].open()
-            self.family = session.family
-            for kind in self.kinds:
-                for number in range(self.seed, self.seed + self.streams):
-                    stream = self._stream(kind, number)
-                    for protocol in self.protocols:
-                        for place in range(len(self.launches)):
-                            if self.interrupts.asked():
-                                break
-                            self._ask(stream, kind, protocol, place)
-        self.code = self.interrupts.code
-        self.display.clear()
-        if self.code:
-            self.display.say(f"stopped after {self.done} of {self._planned()} passes; the table holds what was counted")
-
-    def head(self) -> dict[str, Any]:
-        """What all runs have in common."""
-        described = self.launches[0].describe()
-        del described["policy"]
-        return {
-            **described, "needles": self.needles, "stream_tokens": self.length, "facts": self.facts, "streams": self.streams,
-            "seed": self.seed, "chunk": self.launches[0].chunk, "against": self.against,
-        }  # fmt: skip
-
-    def runs(self) -> list[dict[str, Any]]:
-        """One entry for every policy, budget, footage and protocol that saw a stream."""
-        from edgemllm.runs.recall_score import paired
-
-        found = []
-        for (kind, protocol, place), score in self.scores.items():
-            launch = self.launches[place]
-            rivals = [
-                other
-                for (k, p, n), other in self.scores.items()
-                if (k, p) == (kind, protocol)
-                and self.launches[n].policy_name == self.against
-                and self.launches[n].request.kv_budget == launch.request.kv_budget
-            ]
-            found.append(
-                {
-                    "policy": launch.policy_name,
-                    "kv_budget": launch.request.kv_budget,
-                    "kv_budget_tokens": launch.budget,
-                    "between": kind,
-                    "protocol": protocol,
-                    **score.as_json(),
-                    "against": paired(score.old, rivals[0].old) if rivals else None,
-                    "kv": self.kv[kind, protocol, place],
-                }
-            )
-        return found
-
-    def _ask(self, stream: Stream, kind: str, protocol: str, place: int) -> None:
-        from edgemllm.launch import out_of_memory
-        from edgemllm.runs.recall import PROTOCOLS
-        from edgemllm.runs.recall_score import Score
-
-        launch = self.launches[place]
-        if hasattr(launch.policy, "seed"):  # facts lie at the same places in every stream: a sample must not
-            launch = dataclasses.replace(launch, policy=dataclasses.replace(launch.policy, seed=stream.haystack.seed))
-        session = launch.open(family=self.family)
-        self.interrupts.session = session
-        with out_of_memory():
-            answers = PROTOCOLS[protocol](session, stream)
-        if self.interrupts.asked():
-            return  # half a stream counts for nobody
-        score = self.scores.setdefault((kind, protocol, place), Score())
-        score.add(answers, self._bins(protocol, answers.distances))
-        self.kv[kind, protocol, place] = session.kv()
-        self.done += 1
-        if self.jsonl:
-            event = {
-                "event": "stream", "t": round(time.monotonic() - self.started, 3), "policy": launch.policy_name,
-                "between": kind, "protocol": protocol, "kv_budget_tokens": launch.budget, "seed": stream.haystack.seed,
-                "share": sum(answers.right) / len(answers.right),
-            }  # fmt: skip
-            print(json_module.dumps({"schema": SCHEMA, **event}), flush=True)
-        self.display.update(
-            lambda: (
-                f"stream {self.done}/{self._planned()}  {launch.policy_name} {launch.budget}  {kind} {protocol}  "
-                f"old facts {score.old.share or 0:.0%}"
-            )
-        )
-
-    def _bins(self, protocol: str, distances: list[int | None]) -> list[int]:
-        """Distances of the report: those of the first stream at its end, or eight equal steps on the way."""
-        if protocol == "end":
-            self.nominal = getattr(self, "nominal", None) or [each for each in distances if each is not None]
-            return self.nominal
-        return [self.length * (2 * step + 1) // 16 for step in range(8)]
-
-    def _planned(self) -> int:
-        return len(self.kinds) * len(self.protocols) * self.streams * len(self.launches)
-
-    def _stream(self, kind: str, seed: int) -> Stream:
-        from edgemllm.inputs.needles import slide_haystack, text_haystack
-        from edgemllm.runs.recall import Stream
-
-        if self.needles == "slides":
-            each = self.family.media_tokens(self.family.model.config)[0]
-            if not each:
-                raise UsageError(f"{self.launches[0].request.model} takes no video", "--needles text")
-            return Stream(self.family, slide_haystack(seed, max(24, self.length // each), self.facts, kind == "diverse"))
-        # Sentences are about as long as one another: a first haystack tells how many make the length.
-        probe = text_haystack(seed, 64, 2, kind == "diverse").items
-        average = len(self.family.tokenize("".join(probe))) / len(probe)
-        return Stream(self.family, text_haystack(seed, max(24, round(self.length / average)), self.facts, kind == "diverse"))

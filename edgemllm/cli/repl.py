@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgemllm.errors import EdgeError
 
 if TYPE_CHECKING:
-    from edgemllm.cli.chat import Chat
+    from edgemllm.cli.conversation import Chat
     from edgemllm.cli.interrupts import Interrupts
 
 HELP = """\

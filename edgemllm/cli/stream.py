@@ -111,11 +111,11 @@ def stream(
         from edgemllm.inputs.similarity import Similarity
         from edgemllm.inputs.source import Source
         from edgemllm.launch import Request, prepare
+        from edgemllm.models.sampling import Sampling
         from edgemllm.runs.lineup import limit
         from edgemllm.runs.rounds import Rounds
         from edgemllm.runs.schedule import Schedule
         from edgemllm.runs.stream import Stream
-        from edgemllm.session import Sampling
 
         schedule = Schedule.parse(ask, every, at)
         times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}

@@ -17,8 +17,10 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.inputs import slides
 from edgemllm.inputs.frame import Frame
 from edgemllm.inputs.needles import RECENT, Haystack, Needle
+from edgemllm.meter import Meter
 from edgemllm.models.base import Clip, ModelFamily
-from edgemllm.session import FRAMES_AT_ONCE, Meter, Sampling, Session
+from edgemllm.models.sampling import Sampling
+from edgemllm.session import FRAMES_AT_ONCE, Session
 
 SHORT = Sampling(max_tokens=6)
 ROUNDS = 4

@@ -10,8 +10,9 @@ from edgemllm.display.answers import Answers
 from edgemllm.display.line import Display, remembered
 from edgemllm.inputs.clock import clock
 from edgemllm.launch import out_of_memory
+from edgemllm.models.sampling import Sampling
 from edgemllm.runs.schedule import Schedule
-from edgemllm.session import Sampling, Session
+from edgemllm.session import Session
 
 
 @dataclass
