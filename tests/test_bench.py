@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from command import run
 from tiny import llama, qwen2_vl, random_ids
 
 from edgemllm import policies
@@ -23,8 +24,7 @@ from edgemllm.runs.bench_cell import read_bytes
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edgemllm", "bench", "--new-tokens", "3", "--repeat", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run("bench", "--new-tokens", "3", "--repeat", "2", *arguments)
 
 
 @pytest.mark.slow
@@ -36,15 +36,15 @@ def test_a_grid_beside_stock_as_json() -> None:
     assert found["command"] == "bench"
     assert found["device"] == "cpu"
     stock, full, bounded = found["runs"]
-    assert [run["policy"] for run in found["runs"]] == ["stock", "full", "inf-mllm"]
-    for run in found["runs"]:
-        assert run["context"] == 200
-        assert len(run["decode_ms_samples"]) == 2 * 3
-        assert len(run["ttft_ms_samples"]) == 2
-        assert run["decode_tps"] == pytest.approx(1e3 / run["decode_ms"]["median"], rel=1e-3)
-        assert 0 < run["roofline_share"]
-        assert run["kv"]["seen_tokens"] == 203
-        assert run["memory"]["rss_peak_bytes"] > run["weights_bytes"]
+    assert [each["policy"] for each in found["runs"]] == ["stock", "full", "inf-mllm"]
+    for each in found["runs"]:
+        assert each["context"] == 200
+        assert len(each["decode_ms_samples"]) == 2 * 3
+        assert len(each["ttft_ms_samples"]) == 2
+        assert each["decode_tps"] == pytest.approx(1e3 / each["decode_ms"]["median"], rel=1e-3)
+        assert 0 < each["roofline_share"]
+        assert each["kv"]["seen_tokens"] == 203
+        assert each["memory"]["rss_peak_bytes"] > each["weights_bytes"]
     assert (stock["kv_budget_tokens"], full["kv_budget_tokens"], bounded["kv_budget_tokens"]) == (None, None, 96)
     assert stock["kv"]["tokens"] == 203
     assert stock["kv"]["bytes"] < full["kv"]["bytes"], "full has room to grow, and notes beside keys and values"

@@ -12,27 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from command import run
 
 from edgemllm.models.loading import DEMO
 
 LECTURE = DEMO / "lecture.mp4"
-
-
-def run(
-    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
-    return subprocess.run(
-        [sys.executable, "-m", "edgemllm", *arguments],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
-        timeout=300,
-        check=False,
-    )
 
 
 SHORT_RUN = ("chat", "--video", str(LECTURE), "--end", "20", "--max-tokens", "8")
