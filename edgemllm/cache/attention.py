@@ -6,6 +6,7 @@ without a mask function gets no mask from transformers, so ours is built here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,11 +50,13 @@ def attention(
     query, key = rotate_queries(query, layer.turn), layer.rotated_keys()
     mask = _mask(layer, *query.shape[1:3])
     watched = min(count, policy.observe_window)
-    if watched == count == 1 and mask is None:
-        out = _attend_and_show(layer, query, key, value, scale)
+    if watched == count and mask is None:  # made once, weights serve the output too
+        parts = [_weighted(weights, value) for weights in _watch(layer, query, key, scale, watched)]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     else:
         out = _attend(query, key, value, mask, scale)
-        _show(layer, query, key, scale, watched)
+        for _ in _watch(layer, query, key, scale, watched):
+            pass
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -97,33 +100,27 @@ def _attend_twice(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
     return out
 
 
-def _attend_and_show(layer: CacheLayer, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """One query that the policy watches: its weights are made once, for the output and for the policy."""
-    batch, heads, _, size = query.shape
-    # Batches of KV heads, and nothing but the products: at one query a tensor operation more is felt.
-    keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    grouped = query.view(len(keys), -1, size)
-    weights = torch.baddbmm(query.new_empty(1), grouped, keys.mT, beta=0, alpha=scale).float().softmax(-1)
-    layer.rows = slice(layer.length - 1, layer.length)
-    each = weights.view(batch, heads, 1, layer.length)
-    layer.policy.observe(layer, each if layer.policy.per_query_head else group_mean(each, key.shape[1]))
-    return torch.bmm(weights.to(value.dtype), values).view(query.shape)
+def _watch(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
+    """Let the policy see the attention of the last `watched` queries, and hand it on in parts (B, H, rows, L up to them).
 
-
-def _show(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> None:
-    """Let the policy see the attention of the last `watched` queries.
-
-    Each slice of rows sees every key, so watching in slices is exact; later rows hide their future from earlier ones.
+    Each part of the rows sees every key, so watching in parts is exact; later rows hide their future from earlier ones.
     """
     count, length = query.shape[2], key.shape[2]
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
         visible = length - count + stop
-        weights = attention_weights(
-            query[:, :, start:stop], key[:, :, :visible], scale, stop - start, each=layer.policy.per_query_head
-        )
+        weights = attention_weights(query[:, :, start:stop], key[:, :, :visible], scale)
         layer.rows = slice(visible - (stop - start), visible)
-        layer.policy.observe(layer, F.pad(weights, (0, length - visible)) if visible < length else weights)
+        seen = weights if layer.policy.per_query_head else group_mean(weights, key.shape[1])
+        layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
+        yield weights
+
+
+def _weighted(weights: Tensor, value: Tensor) -> Tensor:
+    """The output (B, H, rows, D) of attention weights (B, H, rows, l), the first l values, in one product a KV head."""
+    values = value[:, :, : weights.shape[-1]].flatten(0, 1)
+    grouped = weights.to(value.dtype).view(len(values), -1, weights.shape[-1])
+    return torch.bmm(grouped, values).view(*weights.shape[:3], -1)
 
 
 AttentionInterface.register(NAME, attention)

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.positions import Rope, Rotation, close_gaps, go_on, inverse, rotate, rotate_, rotate_queries
 from edgemllm.cache.storage import Storage, gather
-from edgemllm.cache.weights import attention_weights
+from edgemllm.cache.weights import attention_weights, group_mean
 from edgemllm.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class CacheLayer(Storage, CacheLayerMixin):  # type: ignore[misc]
         latest = torch.arange(self.seen - window, self.seen, device=self.device) % self.queries.shape[2]
         rotation = self.rope.at(self.rotary_positions()[..., -window:], self.keys)
         turned = rotate_queries(self.queries[:, :, latest], rotation)
-        return attention_weights(turned, self.rotated_keys(), scaling=self.scaling, window=window)
+        return group_mean(attention_weights(turned, self.rotated_keys(), self.scaling), self.keys.shape[1])
 
     def remember_queries(self, queries: Tensor, scaling: float) -> None:
         """Keep the latest unrotated queries of (B, H, q, D) in a ring; token i lies at i modulo w."""

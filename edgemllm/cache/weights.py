@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 
-def attention_weights(queries: Tensor, keys: Tensor, scaling: float, window: int, each: bool = False) -> Tensor:
-    """Causal attention of the last `window` rotated queries to rotated keys, (B, H_kv, w, L) float32, group mean.
+def attention_weights(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Causal attention of rotated queries (B, H, w, D), the last of the text, to rotated keys (B, H_kv, L, D).
 
-    `each`: of every query head, (B, H, w, L).
+    (B, H, w, L) float32.
     """
-    batch, heads, count, size = queries.shape
-    kv_heads, length = keys.shape[1:3]
-    grouped = (queries[:, :, count - window :] * scaling).reshape(batch, kv_heads, heads // kv_heads * window, size)
-    logits = (grouped @ keys.mT).view(batch, kv_heads, -1, window, length).float()
-    if window > 1:  # every row sees what was before the window
-        logits[..., length - window :].masked_fill_(~causal_mask(window, window, keys.device), -torch.inf)
-    weights = logits.softmax(-1)
-    return weights.flatten(1, 2) if each else group_mean(weights.flatten(1, 2), kv_heads)
+    batch, heads, rows, size = queries.shape
+    length = keys.shape[2]
+    # One product a KV head and nothing else: at a single query every tensor operation more is felt.
+    grouped = queries.reshape(batch * keys.shape[1], -1, size)
+    products = torch.baddbmm(queries.new_empty(1), grouped, keys.flatten(0, 1).mT, beta=0, alpha=scaling)
+    logits = products.view(batch, heads, rows, length).float()
+    if rows > 1:  # all see what was before them
+        logits[..., length - rows :].masked_fill_(~causal_mask(rows, rows, keys.device), -torch.inf)
+    return logits.softmax(-1)
 
 
 def group_mean(weights: Tensor, kv_heads: int) -> Tensor:

@@ -80,7 +80,8 @@ class CachePolicy:
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         """See attention weights (B, H_kv, w, L), float32, mean over the query heads that share a KV head.
 
-        The queries are those of the slots `layer.rows`; of the last slots, a later call brings more rows.
+        The queries are those of the slots `layer.rows`; of the last slots, a later call brings more rows. Not to be written to:
+        the output may be made of the same weights.
         """
 
     def score(self, layer: CacheLayer) -> Tensor:
