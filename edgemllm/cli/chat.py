@@ -22,7 +22,9 @@ TURN_TOKENS = 16
 
 
 def chat(
-    questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]...", show_default=False)] = None,
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="One or more, in quotes.", show_default=False)
+    ] = None,
     video: options.Videos = [],  # noqa: B006
     image: options.Images = [],  # noqa: B006
     fps: options.Fps = 1.0,

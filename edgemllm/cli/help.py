@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand
@@ -18,7 +19,8 @@ class Command(TyperCommand):
         for parameter in self.get_params(ctx):
             other = "Arguments" if parameter.param_type_name == "argument" else "Options"
             if (record := parameter.get_help_record(ctx)) is not None:
-                panels.setdefault(getattr(parameter, "rich_help_panel", None) or other, []).append(record)
+                names = re.sub(r"<list\[(\w+)\]>", r"<\1>", record[0])  # that it may be repeated is said in words
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or other, []).append((names, record[1]))
         for name, records in panels.items():
             with formatter.section(name):
                 formatter.write_dl(records)

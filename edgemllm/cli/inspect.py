@@ -20,7 +20,9 @@ SCHEMA = "edgemllm/1"
 
 
 def inspect(
-    questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]...", show_default=False)] = None,
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="One or more, in quotes.", show_default=False)
+    ] = None,
     video: options.Videos = [],  # noqa: B006
     text: Annotated[list[Path], options.option("--text", help="A text file; repeatable.", panel=options.MEDIA)] = [],  # noqa: B006
     fps: options.Fps = 1.0,
