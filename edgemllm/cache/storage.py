@@ -71,13 +71,14 @@ class Storage:
         def moved(buffer: Tensor, dim: int) -> Tensor:
             new = buffer.new_empty([*buffer.shape[:dim], room, *buffer.shape[dim + 1 :]])
             new.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
-            new.narrow(dim, self.length, room - self.length).zero_()
-            return new
+            return new  # beyond the live slots memory is not even touched
 
         self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
         self.places = None if self.places is None else moved(self.places, 3)
         self.modality, self.time = moved(self.modality, 2), moved(self.time, 2)
         self.slots = {name: moved(buffer, 2) for name, buffer in self.slots.items()}
+        for notes in self.slots.values():
+            notes[..., self.length :] = 0
 
     def notes(self) -> list[Tensor]:
         """What a slot has besides its key and value, each (..., B, H_kv, N)."""
