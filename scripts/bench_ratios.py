@@ -255,6 +255,8 @@ def main() -> None:
     try:
         for side in {*arguments.sides} - {STOCK, STRAIGHT}:
             build(side)
+        for text in (arguments.contexts, arguments.seen, arguments.sizes):
+            counts(text)
     except EdgeError as error:
         parser.error(error.message)
     family = loading.load(loading.locate(arguments.model), dtype=arguments.dtype, device=arguments.device)

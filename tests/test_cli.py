@@ -196,6 +196,13 @@ def test_precedence_flag_environment_file(tmp_path: Path) -> None:
     assert "did you mean 'policy'" in done.stderr
 
 
+def test_the_environment_asks_for_tracebacks_as_the_option_does() -> None:
+    asked = ("chat", "--video", "none.mp4", "hi")
+    assert "Traceback" in run(*asked, "--verbose").stderr
+    assert "Traceback" in run(*asked, EDGEMLLM_VERBOSE="1").stderr
+    assert "Traceback" not in run(*asked, EDGEMLLM_VERBOSE="0").stderr
+
+
 def test_help_has_options_under_headings_and_says_how_to_set_them_in_the_environment() -> None:
     page = run("chat", "--help").stdout
     assert page.index("\nMedia:\n") < page.index("--video") < page.index("\nMemory:\n") < page.index("--policy")

@@ -52,8 +52,8 @@ def _unexpected(error: Exception, debugging: bool) -> None:
 
 
 def _debugging(words: list[str]) -> bool:
-    wanted = any(os.environ.get(name) for name in ("EDGEMLLM_DEBUG", "EDGEMLLM_VERBOSE"))
-    return wanted or "-v" in words or "--verbose" in words
+    verbose = os.environ.get("EDGEMLLM_VERBOSE", "").lower() in ("1", "true", "t", "yes", "y", "on")  # as the option reads it
+    return verbose or bool(os.environ.get("EDGEMLLM_DEBUG")) or "-v" in words or "--verbose" in words
 
 
 app = typer.Typer(
