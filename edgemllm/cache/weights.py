@@ -15,8 +15,8 @@ def attention_weights(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     length = keys.shape[2]
     # One product a KV head and nothing else: at a single query every tensor operation more is felt.
     grouped = queries.reshape(batch * keys.shape[1], -1, size)
-    products = torch.baddbmm(queries.new_empty(1), grouped, keys.flatten(0, 1).mT, beta=0, alpha=scaling)
-    logits = products.view(batch, heads, rows, length).float()
+    logits = torch.baddbmm(queries.new_empty(1), grouped, keys.flatten(0, 1).mT, beta=0, alpha=scaling).float()
+    logits = logits.view(batch, heads, rows, length)
     if rows > 1:  # all see what was before them
         logits[..., length - rows :].masked_fill_(~causal_mask(rows, rows, keys.device), -torch.inf)
     return logits.softmax(-1)
