@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Ratios of speed on a noisy machine: all sides take turns in one process, token by token, and medians are compared.
 
     scripts/bench_ratios.py decode --contexts 2k,8k --sides stock,full,streaming-llm,inf-mllm,edge

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "edgemllm"
+TOP = Path(__file__).parents[1]
+PACKAGE = TOP / "edgemllm"
 LEVELS = (
     {"errors", "meter", "__init__"},
     {"device", "inputs"},
@@ -57,3 +60,12 @@ def test_policies_and_families_do_not_import_their_siblings() -> None:
                 others = {other.stem for other in path.parent.glob("*.py")} - {"__init__", "base", path.stem}
                 others -= ANCESTORS.get(path.stem, set())
                 assert not [other for other in others if f"edgemllm.{folder}.{other} " in text], path
+
+
+def test_scripts_that_are_named_as_commands_can_be_run() -> None:
+    pages = [TOP / "README.md", *TOP.glob("docs/**/*.md"), *TOP.glob("scripts/*.py")]
+    named = {name for page in pages for name in re.findall(r"^(?: {4})?(scripts/[\w./]+)", page.read_text(), re.MULTILINE)}
+    assert {"scripts/test", "scripts/bench_ratios.py"} <= named
+    for name in named:
+        assert os.access(TOP / name, os.X_OK), name
+        assert (TOP / name).read_text().startswith("#!"), name

@@ -31,8 +31,8 @@ class Decoder:
 
     def __init__(self, text_model: Any, cache: KVCache) -> None:
         self.text_model, self.cache = text_model, cache
-        self.capturing = True
-        """False after a capture has failed."""
+        self.capturing = text_model.device.type == "cuda"
+        """Also false after a capture has failed."""
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._met: set[Hashable] = set()
         self._storage: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class Decoder:
 
     def step(self, chunk: Chunk) -> Tensor:
         """Hidden state (B, 1, E) of a chunk of one token."""
-        if not (self.capturing and chunk.embeds.is_cuda and chunk.deep is None and self._cycles()):
+        if not (self.capturing and chunk.deep is None and self._cycles()):
             return forward(self.text_model, self.cache, chunk)
         self.cache.stage(self._copied(chunk))
         self._copy_ring()
