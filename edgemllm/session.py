@@ -87,7 +87,7 @@ class Session:
         return self._format
 
     def clear(self) -> None:
-        """Forget everything; the cache's memory stays."""
+        """Forget everything."""
         self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
         self.meter, self.position, self.first, self.media, self.clip, self.last = Meter(), 0, True, [], None, None
 
@@ -190,12 +190,17 @@ class Session:
 
     # ---- answering ---------------------------------------------------------------------------------------------
 
+    @property
+    def decoder(self) -> Decoder:
+        """What runs single tokens through this session's cache."""
+        if self._decoder is None or self._decoder.cache is not self.cache:
+            self._decoder = Decoder(self.family.text_model, self.cache)
+        return self._decoder
+
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
         """Take in one token of an answer; logits (B, V) of the next."""
-        if self._decoder is None or self._decoder.cache is not self.cache:
-            self._decoder = Decoder(self.family.text_model, self.cache)
-        self.last = self._decoder.step(self.family.text([token], self.position))
+        self.last = self.decoder.step(self.family.text([token], self.position))
         self.position += 1
         return self.family.logits(self.last)[:, -1]
 

@@ -9,9 +9,9 @@
     scripts/bench_ratios.py costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
 A side is `stock` (transformers' DynamicCache), `straight-h2o` (scripts/straight_h2o.py) or a policy, with settings behind it:
-`streaming-llm/slack=1`, and with `+turning` at the end, keys are stored as the model made them and turned at every step. The
-first side is what the others are divided by. Caches are filled with random keys and values before decoding: speed does not
-depend on what they say.
+`streaming-llm/slack=1`. With `+turning` at the end, keys are stored as the model made them and turned at every step; with
+`+eager`, no CUDA graphs are captured. The first side is what the others are divided by. Caches are filled with random keys and
+values before decoding: speed does not depend on what they say.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from edgemllm.errors import EdgeError
 from edgemllm.inputs.count import parse_count, short_count
 from edgemllm.models import loading
 from edgemllm.models.base import ModelFamily
-from edgemllm.runs.bench_cell import now
+from edgemllm.runs.bench_cell import now, warm_up
 from edgemllm.session import Session
 
 S = TypeVar("S")
 STOCK = "stock"
-TURNING = "+turning"
+TURNING, EAGER = "+turning", "+eager"
 
 
 def build(side: str) -> Any:
     """The policy of a side."""
-    name, *settings = side.removesuffix(TURNING).split("/")
+    name, *settings = side.removesuffix(TURNING).removesuffix(EAGER).split("/")
     return policies.build(name, settings)
 
 
@@ -69,6 +69,7 @@ class Side:
             self.cache = self.session.cache
             for layer in self.cache.layers:
                 layer.keeps_turned = not side.endswith(TURNING)
+            self.session.decoder.capturing &= not side.endswith(EAGER)
 
     def __str__(self) -> str:
         return self.name
@@ -113,6 +114,11 @@ class Side:
         out = self.family.text_model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **more)
         return self.family.logits(out.last_hidden_state[:, -1:])[:, 0]
 
+    def warm(self) -> None:
+        """Let graphs be captured."""
+        if self.session is not None:
+            warm_up(self.session, 7)
+
     def timed(self, ids: Sequence[int]) -> float:
         """Milliseconds until the next token is known."""
         began = now(self.family.device)
@@ -127,6 +133,7 @@ def decode(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
         sides = [Side(side, family, arguments.budget, arguments.chunk) for side in arguments.sides]
         for side in sides:
             side.fill(context, min(arguments.chunk, context))
+            side.warm()
         found += turns(sides, lambda side: side.timed([7]), arguments.tokens, context=context)
     return found
 
@@ -148,6 +155,7 @@ def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
     sides = [Side(side, family, arguments.budget, arguments.chunk) for side in arguments.sides]
     for side in sides:
         side.fill(arguments.budget, arguments.chunk)
+        side.warm()
 
     def round_of(side: Side) -> float:
         prompt = side.timed(range(1, arguments.prompt + 1))
@@ -162,6 +170,7 @@ def flat(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
     for seen in counts(arguments.seen):
         side = Side(arguments.sides[0], family, arguments.budget, arguments.chunk)
         side.fill(seen, arguments.chunk)
+        side.warm()
         side.name = f"{side.name} after {short_count(seen)}"
         sides.append(side)
     return turns(sides, lambda side: side.timed(range(1, arguments.feed + 1)), arguments.tokens)

@@ -84,6 +84,13 @@ def measure(options: argparse.Namespace, quant: str) -> dict[str, Any]:
     }
 
 
+def page(device: str, folder: Path | None, about: str = "") -> Path:
+    """Where measurements of a device go."""
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    stem = re.sub("[^a-z0-9]+", "-", f"{name} {about}".lower()).strip("-")
+    return (folder or Path(__file__).parents[1] / "docs" / "measurements") / f"{stem}.md"
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
 
@@ -125,8 +132,7 @@ def main() -> None:
             sys.exit(f"{options.model} with {quant} failed with exit code {done.returncode}; its message is above")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-    folder = options.out or Path(__file__).parents[1] / "docs" / "measurements"
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.md"
+    path = page(options.device, options.out)
     seen = found[0]["kv"]["seen_tokens"]
     path.write_text(
         f"# {options.seconds} seconds of video on {device}\n\n"

@@ -33,6 +33,8 @@ class Decoder:
         self.text_model, self.cache = text_model, cache
         self.capturing = text_model.device.type == "cuda"
         """Also false after a capture has failed."""
+        self.replayed = False
+        """The last step was a graph."""
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._met: set[Hashable] = set()
         self._storage: tuple[int, ...] = ()
@@ -40,8 +42,14 @@ class Decoder:
         self._ring: Tensor | None = None
         self._pool: Any = None
 
+    @property
+    def warm(self) -> bool:
+        """The next steps take as long as any: lengths come back in their order, so behind a replay there is another."""
+        return self.replayed or not self.capturing or not self._cycles()
+
     def step(self, chunk: Chunk) -> Tensor:
         """Hidden state (B, 1, E) of a chunk of one token."""
+        self.replayed = False
         if not (self.capturing and chunk.deep is None and self._cycles()):
             return forward(self.text_model, self.cache, chunk)
         self.cache.stage(self._copied(chunk))
@@ -55,6 +63,7 @@ class Decoder:
             if not self._capture(key):
                 return run_staged(self.text_model, self.cache)
         else:
+            self.replayed = True
             for layer in self.cache.layers:
                 layer.count(1)
         graph, hidden = self.graphs[key]
@@ -62,8 +71,8 @@ class Decoder:
         return hidden.clone()  # the next replay writes over it
 
     def _cycles(self) -> bool:
-        """Every layer has evicted, so that its length goes round in a circle."""
-        return all(layer.evicted for layer in self.cache.layers)
+        """Every layer evicts when it is full again, so that its length goes round in a circle; one that was trimmed grows."""
+        return all(layer.evicted and layer.keys.shape[2] == layer.budget for layer in self.cache.layers)
 
     def _shape(self) -> Hashable:
         """What the kernels of a step depend on besides the contents of storage."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer
 
 Merge = Literal["average", "pivot", "weighted", "none"]
-BLOCK = 512
+BLOCK = 128
 """Evicted slots whose similarities are held at once: bounds the scratch memory."""
 
 

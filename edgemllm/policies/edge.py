@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import ALL, CachePolicy, Share
 
-PAIRS = 1 << 18
-"""Keys compared at once, times the keys they are compared with: bounds the scratch memory."""
+PAIRS = 1 << 16
+"""Keys compared at once, times the keys they are compared with: bounds the scratch memory, which a processor's cache holds."""
 
 
 @dataclass(frozen=True)

