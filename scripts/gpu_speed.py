@@ -76,8 +76,8 @@ def main() -> None:
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     lines = [
         f"# Speed on {device}\n",
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}, random weights, batch 1. Medians "
-        f"of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n",
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}, random weights, batch 1. "
+        f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n",
         f"    scripts/gpu_speed.py {' '.join(sys.argv[1:])}".rstrip() + "\n",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|" + "---:|---|" + "---:|" * (len(COLUMNS) - 4),

@@ -1,33 +1,38 @@
-"""What `plan` allows for encoding a frame is never less than what the tower takes, counted tensor by tensor."""
+"""What `plan` allows for a frame or a chunk is never less than what it takes, counted tensor by tensor."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import TEXT, Tiny, llama, random_ids
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
+from edgemllm import policies
+from edgemllm.cache.attention import NAME, forward
+from edgemllm.cache.weights import OBSERVED_ROWS
 from edgemllm.device.model_spec import ModelSpec
-from edgemllm.device.peaks import vision_bytes
+from edgemllm.device.peaks import Scratch, activation_bytes, vision_bytes
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
 LAYERS = 3
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes of tensors that were alive at once, the model's own left out."""
+    """The most bytes of tensors that were alive at once, those of the model and of `there` left out."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers())}
+        self.own = {part.untyped_storage()._cdata for part in (*model.parameters(), *model.buffers(), *there)}
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.bytes = 0
 
@@ -79,3 +84,36 @@ def test_encoding_a_frame_takes_what_the_plan_allows(name: str) -> None:
                 model.model.get_image_features(one[None] if name.startswith("smolvlm") else one, return_dict=True)
     allowed = vision_bytes(vision, config.text_config.hidden_size, "bfloat16")
     assert peak.bytes <= allowed <= 4 * peak.bytes
+
+
+def grouped(heads: int, kv_heads: int) -> Tiny:
+    """A text model of two layers with heads of 64."""
+    shape = {"hidden_size": heads * 64, "intermediate_size": heads * 128, "num_hidden_layers": 2}
+    config = LlamaConfig(**{**TEXT, **shape, "num_attention_heads": heads, "num_key_value_heads": kv_heads})
+    tiny = llama()
+    tiny.model = tiny.family.model = LlamaForCausalLM(config).eval()
+    return tiny
+
+
+@pytest.mark.usefixtures("inference")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(12, 2), (8, 8)])
+@pytest.mark.parametrize("name", policies.names())
+def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    """With a full cache, compaction included."""
+    tiny, policy = grouped(heads, kv_heads).use(NAME), policies.build(name)
+    tiny.model.to(dtype)
+    scratch = Scratch(min(policy.observe_window, OBSERVED_ROWS), policy.query_window, policy.key_copies)
+    for chunk in (16, 128, 512):
+        budget = 1024
+        cache = tiny.new_cache(policy, [budget if policy.bounded else None] * 2, chunk)
+        *before, last = tiny.text_chunk(random_ids(budget + 2 * chunk)).split(chunk)
+        for part in before:
+            forward(tiny.text, cache, part)
+        there = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values, *layer.notes())]
+        there += [layer.queries for layer in cache.layers if layer.queries is not None]
+        with Peak(tiny.model, there) as peak:
+            forward(tiny.text, cache, last)
+        spec = ModelSpec.from_config(tiny.model.config)
+        allowed = activation_bytes(spec, "none", str(dtype).removeprefix("torch."), chunk, cache.layers[0].length, scratch)
+        assert peak.bytes <= allowed, f"chunks of {chunk}: {peak.bytes / allowed:.2f}"

@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from edgemllm.device import profiles
 from edgemllm.device.memory import Memory
-from edgemllm.device.plan import KVBudget, ModelSpec, Plan, activation_bytes, parse_kv_budget, plan, vision_bytes
+from edgemllm.device.plan import KVBudget, ModelSpec, Plan, Scratch, activation_bytes, parse_kv_budget, plan, vision_bytes
 from edgemllm.errors import DoesNotFitError, UsageError
 
 GIB = 2**30
@@ -229,11 +229,14 @@ def test_roofline(qwen_7b: ModelSpec) -> None:
 
 
 def test_peaks_grow_with_what_they_depend_on(qwen_7b: ModelSpec) -> None:
-    small = activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, 256)
-    assert activation_bytes(qwen_7b, "none", "bfloat16", 512, 2048, 512) > small
-    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 4096, 256) > small
-    assert activation_bytes(qwen_7b, "nf4", "bfloat16", 256, 2048, 256) - small == 18944 * 3584 * 2
-    assert small > 28 * 256 * 2048 * 4 + 152064 * 4
+    watching = Scratch(watched=128)
+    small = activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, watching)
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 512, 2048, watching) > small
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 4096, watching) > small
+    assert activation_bytes(qwen_7b, "nf4", "bfloat16", 256, 2048, watching) - small == 18944 * 3584 * 2
+    assert small - activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048) == 28 * 128 * (2048 + 256) * 12
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(window=1024)) > small
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(key_copies=1000)) > small
     one = vision_bytes(qwen_7b.vision, 3584, "bfloat16")
     assert vision_bytes(qwen_7b.vision, 3584, "bfloat16", frames=2) == 2 * one
     assert vision_bytes(None, 3584, "bfloat16") == 0

@@ -19,13 +19,11 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.positions import rotate_queries
-from edgemllm.cache.weights import attention_weights, causal_mask, group_mean
+from edgemllm.cache.weights import OBSERVED_ROWS, attention_weights, causal_mask, group_mean
 
 NAME = "edgemllm"
 CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Behind scaled_dot_product_attention on a CPU; also returns the logarithm of what each row was divided by."""
-OBSERVED_ROWS = 128
-"""Queries whose attention is looked at together: bounds the scratch memory of policies that watch every query."""
 
 
 def attention(

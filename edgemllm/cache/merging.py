@@ -39,8 +39,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     def rows(buffer: Tensor, index: Tensor) -> Tensor:
         return gather(buffer, index).float()
 
-    anchors = F.normalize(rows(unrotated, kept), dim=-1)
-    likeness, pivot = most_similar(F.normalize(rows(unrotated, gone), dim=-1), anchors)
+    likeness, pivot = most_similar(*(F.normalize(rows(unrotated, index), dim=-1) for index in (gone, kept)))
     folded = torch.ones_like(likeness)
     if filtered:
         mean = likeness.mean(1, keepdim=True)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+OBSERVED_ROWS = 128
+"""Queries whose attention is looked at together: bounds the scratch memory of policies that watch every query."""
+
 
 def attention_weights(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """Causal attention of rotated queries (B, H, w, D), the last of the text, to rotated keys (B, H_kv, L, D).

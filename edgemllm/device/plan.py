@@ -13,12 +13,12 @@ from typing import Any
 from edgemllm.device.budget import KVBudget, parse_kv_budget
 from edgemllm.device.memory import Memory, human_bytes
 from edgemllm.device.model_spec import ITEM_BYTES, ModelSpec
-from edgemllm.device.peaks import activation_bytes, vision_bytes
+from edgemllm.device.peaks import NOTHING, Scratch, activation_bytes, vision_bytes
 from edgemllm.device.profiles import DeviceProfile
 from edgemllm.device.slots import Case, tokens_per_layer
 from edgemllm.errors import DoesNotFitError, UsageError
 
-__all__ = ["KVBudget", "ModelSpec", "Plan", "activation_bytes", "parse_kv_budget", "plan", "vision_bytes"]
+__all__ = ["KVBudget", "ModelSpec", "Plan", "Scratch", "activation_bytes", "parse_kv_budget", "plan", "vision_bytes"]
 
 _Change = tuple[str, dict[str, Any]]
 """What to type, and the fields it changes."""
@@ -102,7 +102,7 @@ def plan(
     bounded: bool = True,
     *,
     renumbers: bool = True,
-    score_rows: int | None = None,
+    scratch: Scratch = NOTHING,
     frames: int = 1,
     bounded_kv_bytes_per_token: int | None = None,
 ) -> Plan:
@@ -110,14 +110,13 @@ def plan(
 
     Not `bounded`: the policy never evicts, and
     `bounded_kv_bytes_per_token` is what a policy that does would take. `renumbers`: positions stay inside the
-    cache's length. `frames`: encoded at once. `score_rows`: queries whose attention is looked at together
-    (none: the whole chunk).
+    cache's length. `frames`: encoded at once. `scratch`: what the policy needs besides its cache.
     """
     if dtype not in ITEM_BYTES or chunk < 1:
         raise UsageError(f"cannot plan for dtype {dtype} and chunk {chunk}", f"--dtype {'|'.join(ITEM_BYTES)} --chunk 256")
     case = Case(
         profile, memory, spec, quant, dtype, chunk, budget, kv_bytes_per_token, kv_fixed_bytes, minimum_tokens,
-        input_tokens, policy_name, not bounded, renumbers, score_rows, frames,
+        input_tokens, policy_name, not bounded, renumbers, scratch, frames,
         bounded_kv_bytes_per_token,
     )  # fmt: skip
     made = _add_up(case, tokens_per_layer(case))
@@ -130,7 +129,7 @@ def _add_up(case: Case, tokens: int) -> Plan:
     spec = case.spec
     weights = spec.weights_bytes(case.quant, case.dtype)
     vision = vision_bytes(spec.vision, spec.hidden, case.dtype, case.frames)
-    activation = activation_bytes(spec, case.quant, case.dtype, case.chunk, tokens, case.observed)
+    activation = activation_bytes(spec, case.quant, case.dtype, case.chunk, tokens, case.scratch)
     kv = case.kv_fixed_bytes + tokens * case.kv_bytes_per_token
     total = weights + vision + activation + kv + case.profile.margin
     bandwidth = case.profile.bandwidth_gb_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgemllm.device.budget import KVBudget
 from edgemllm.device.memory import Memory, human_bytes
 from edgemllm.device.model_spec import ModelSpec
-from edgemllm.device.peaks import activation_terms, vision_bytes
+from edgemllm.device.peaks import Scratch, activation_terms, vision_bytes
 from edgemllm.device.profiles import DeviceProfile
 from edgemllm.errors import DoesNotFitError, UsageError
 
@@ -33,13 +33,9 @@ class Case:
     policy_name: str
     unbounded: bool
     renumbers: bool
-    score_rows: int | None
+    scratch: Scratch
     frames: int
     bounded_kv_bytes_per_token: int | None
-
-    @property
-    def observed(self) -> int:
-        return self.chunk if self.score_rows is None else min(self.score_rows, self.chunk)
 
 
 def tokens_per_layer(case: Case) -> int:
@@ -81,7 +77,7 @@ def _too_small(case: Case, tokens: int) -> DoesNotFitError:
 
 def _tokens_left(case: Case) -> int:
     """Tokens a layer for which memory is left; each takes cache and prefill scratch."""
-    fixed, per_token = activation_terms(case.spec, case.quant, case.dtype, case.chunk, case.observed)
+    fixed, per_token = activation_terms(case.spec, case.quant, case.dtype, case.chunk, case.scratch)
     taken = fixed + case.kv_fixed_bytes + case.profile.margin
     taken += case.spec.weights_bytes(case.quant, case.dtype)
     taken += vision_bytes(case.spec.vision, case.spec.hidden, case.dtype, case.frames)

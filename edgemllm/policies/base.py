@@ -52,6 +52,9 @@ class CachePolicy:
     scalars: ClassVar[tuple[str, ...]] = ()
     """Names of the float32 numbers a layer keeps for the policy, in `layer.stats`."""
 
+    key_copies: ClassVar[int] = 2
+    """float32 copies of a layer's keys, in bytes, that a compaction makes at most; the plan leaves room for them."""
+
     per_query_head: ClassVar[bool] = False
     """`observe` receives every query head, (B, H, w, L), instead of the mean of those that share a KV head."""
 

@@ -13,6 +13,7 @@ without its layer-wise pooling; the cheapest hard cap for video, since prefill n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from edgemllm.policies.base import ABOVE, CachePolicy, Share
 @dataclass(frozen=True)
 class InfiniPotV(CachePolicy):
     """Key novelty against the newest frames, then value norm."""
+
+    key_copies: ClassVar[int] = 4
 
     tar: Share = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""

@@ -27,6 +27,7 @@ class LookM(OneShot):
     """Accumulated attention, text prior, merging."""
 
     slots: ClassVar[tuple[str, ...]] = ("mass",)
+    key_copies: ClassVar[int] = 8
 
     recent: Share = 0.5
     """Share of the kept tokens that are the newest (published: as many as important ones)."""

@@ -41,6 +41,7 @@ class Meda(OneShot):
     slots: ClassVar[tuple[str, ...]] = ("mass",)
     scalars: ClassVar[tuple[str, ...]] = ("text", "text_rows", "vision", "vision_rows", "self", "self_rows")
     per_query_head: ClassVar[bool] = True
+    key_copies: ClassVar[int] = 8
 
     entropy: Literal["cross", "self"] = "cross"
     """cross: Eq. 4-6. self: of the whole causal attention, mean of the heads (the released code)."""
