@@ -97,10 +97,8 @@ def main() -> None:
                     try:
                         run = cell(side, model, quant, context, options)
                     except EdgeError as error:
-                        write(
-                            f"| {model} | {quant} | {short_count(context)} | {side}: {error.message} |"
-                            + " |" * (len(COLUMNS) - 4)
-                        )
+                        reason = " ".join(error.message.split())
+                        write(f"| {model} | {quant} | {short_count(context)} | {side}: {reason} |" + " |" * (len(COLUMNS) - 4))
                         continue
                     full = run if side == "full" else full
                     write(f"| {' | '.join(row(side, model, context, run, full))} |")
