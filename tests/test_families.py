@@ -211,3 +211,14 @@ def test_a_checkpoint_in_four_bits_is_loaded_by_its_folder(tmp_path: Path) -> No
     again = loading.load(checkpoint, detail=FEW)
     assert loading.quantisation_of(again.model) == "nf4"
     assert asked(again)[0] == asked(first)[0]
+
+
+@quantising
+def test_four_bits_are_computed_alike_on_every_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes repacks 4-bit weights where it finds AVX512-BF16, and 96 inputs are not a multiple of its 64."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    folder, answers = saved(llama(), tmp_path), []
+    for found in (False, True):
+        monkeypatch.setattr(modules, "has_avx512bf16", lambda found=found: found)
+        answers.append(asked(opened(llama(), folder, "nf4"))[1])
+    assert (answers[0] == answers[1]).all()

@@ -15,7 +15,7 @@ from edgemllm.errors import MissingError, UsageError
 from edgemllm.inputs.detail import ANY, Detail
 from edgemllm.models import family_of, hub, shipped
 from edgemllm.models.base import ModelFamily
-from edgemllm.models.quantisation import method_of, quantisation_of, recipe
+from edgemllm.models.quantisation import as_stored, method_of, quantisation_of, recipe
 
 __all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 
@@ -96,7 +96,7 @@ def load(
         from edgemllm.models.random_weights import random_model
 
         model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
-        return family(model.eval(), byte_tokenizer(checkpoint.config), "", detail)
+        return family(as_stored(model.eval()), byte_tokenizer(checkpoint.config), "", detail)
     options: dict[str, Any] = {}
     if quant != "none":
         options["quantization_config"] = recipe(quant, kind, checkpoint.config)
@@ -128,4 +128,4 @@ def load(
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
-    return family(model.eval(), tokenizer, str(checkpoint.folder), detail)
+    return family(as_stored(model.eval()), tokenizer, str(checkpoint.folder), detail)

@@ -58,6 +58,18 @@ def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
     )
 
 
+def as_stored(model: Any) -> Any:
+    """The model, its 4-bit layers kept from repacking their weights at the first token, as they do where there is AVX512-BF16.
+
+    There bitsandbytes (0.50) would compute in bfloat16 whatever the dtype, take eight times a layer's bytes while it repacks,
+    and fail for widths that 64 does not divide. So every processor gives the same answers, in the memory that was planned.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def quantised(linear: nn.Linear, quant: str, dtype: torch.dtype) -> nn.Module:
     """One linear layer in `quant`, on its device; the full weight is dropped."""
     import bitsandbytes as bnb
