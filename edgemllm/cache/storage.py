@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,9 @@ from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.positions import Rotation, rotate
+
+MOVED = 1 << 19
+"""Bytes that a compaction moves at once on a CPU, or else a head."""
 
 
 class Storage:
@@ -98,10 +100,12 @@ def move(buffer: Tensor, index: Tensor, turn: Rotation | None = None) -> None:
         kept = gather(buffer, index)
         buffer[:, :, :size] = kept if turn is None else rotate(kept, turn)
         return
-    # A head at a time: what a step needs stays in the processor's cache, and rows are copied whole.
-    for batch, head in itertools.product(range(buffer.shape[0]), range(buffer.shape[1])):
-        kept = buffer[batch, head].index_select(0, index[batch, head])
-        if turn is not None:
-            own = head if turn[0].shape[1] > 1 else 0
-            kept = rotate(kept, (turn[0][batch, own], turn[1][batch, own]))
-        buffer[batch, head, :size] = kept
+    # Some heads at a time: what a step needs stays in the processor's cache, and rows are copied whole.
+    every = buffer.view(-1, *buffer.shape[2:])
+    rows = index.flatten(0, 1) + torch.arange(len(every))[:, None] * buffer.shape[2]
+    turns = None if turn is None else [part.expand(-1, buffer.shape[1], -1, -1).flatten(0, 1) for part in turn]
+    step = max(MOVED // max(size * buffer.shape[-1] * buffer.element_size(), 1), 1)
+    for start in range(0, len(every), step):
+        heads = slice(start, start + step)
+        kept = every.flatten(0, 1).index_select(0, rows[heads].flatten()).view(-1, size, buffer.shape[-1])
+        every[heads, :size] = kept if turns is None else rotate(kept, (turns[0][heads], turns[1][heads]))
