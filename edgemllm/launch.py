@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.device import memory, profiles
-from edgemllm.device.plan import Plan, Scratch, parse_kv_budget, plan
+from edgemllm.device.plan import Plan, parse_kv_budget, plan
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.inputs.detail import ANY, Detail
 
@@ -112,7 +112,6 @@ def prepare(
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
     """
     from edgemllm import policies
-    from edgemllm.cache.weights import OBSERVED_ROWS
     from edgemllm.models import loading
     from edgemllm.models.base import cache_spec
     from edgemllm.session import FRAMES_AT_ONCE
@@ -163,7 +162,7 @@ def prepare(
         policy_name=policy_name,
         bounded=policy.bounded,
         renumbers=policy.positions == "cache",
-        scratch=Scratch(min(policy.observe_window, OBSERVED_ROWS), policy.query_window, policy.key_copies),
+        scratch=policy.scratch,
         frames=max(1, FRAMES_AT_ONCE // shared),
         bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
     )  # fmt: skip

@@ -19,9 +19,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, L
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.cache.weights import OBSERVED_ROWS
 from edgemllm.device.model_spec import ModelSpec
-from edgemllm.device.peaks import Scratch, activation_bytes, vision_bytes
+from edgemllm.device.peaks import activation_bytes, vision_bytes
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
 LAYERS = 3
@@ -103,7 +102,6 @@ def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_
     """With a full cache, compaction included."""
     tiny, policy = grouped(heads, kv_heads).use(NAME), policies.build(name)
     tiny.model.to(dtype)
-    scratch = Scratch(min(policy.observe_window, OBSERVED_ROWS), policy.query_window, policy.key_copies)
     for chunk in (16, 128, 512):
         budget = 1024
         cache = tiny.new_cache(policy, [budget if policy.bounded else None] * 2, chunk)
@@ -115,5 +113,7 @@ def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_
         with Peak(tiny.model, there) as peak:
             forward(tiny.text, cache, last)
         spec = ModelSpec.from_config(tiny.model.config)
-        allowed = activation_bytes(spec, "none", str(dtype).removeprefix("torch."), chunk, cache.layers[0].length, scratch)
+        allowed = activation_bytes(
+            spec, "none", str(dtype).removeprefix("torch."), chunk, cache.layers[0].length, policy.scratch
+        )
         assert peak.bytes <= allowed, f"chunks of {chunk}: {peak.bytes / allowed:.2f}"

@@ -15,7 +15,7 @@ SMALL, LARGE, SPARE = 1 << 20, 32 << 20, 256 << 20
 def freed_at_once() -> Iterator[None]:
     """Inside, freed blocks of a megabyte and more go back to the system at once.
 
-        glibc raises that limit to 32 MiB when large blocks are freed, and what is kept lies between full-precision weights that
+    glibc raises that limit to 32 MiB when large blocks are freed, and what is kept lies between full-precision weights that
     were needed for a moment: a quantised model came to five times its size.
 
     Behind this, the limit is where glibc has it, but of what is freed at the heap's end it keeps up to 256 MiB instead of 64:

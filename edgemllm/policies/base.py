@@ -18,6 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.weights import OBSERVED_ROWS
+from edgemllm.device.peaks import Scratch
 
 Share = Annotated[float, "share"]
 """A setting from 0 to 1."""
@@ -67,6 +69,11 @@ class CachePolicy:
     def query_window(self) -> int:
         """Latest queries a layer keeps, so that `layer.window_attention()` can be computed at eviction time; 0: none."""
         return 0
+
+    @property
+    def scratch(self) -> Scratch:
+        """What the plan leaves room for besides the cache."""
+        return Scratch(min(self.observe_window, OBSERVED_ROWS), self.query_window, self.key_copies)
 
     def minimum(self) -> int:
         """The smallest budget, in tokens, with which the policy means anything (the incoming chunk comes on top)."""
