@@ -72,6 +72,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, help="a folder; default docs/measurements")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch.cuda.is_available() is False; --device cpu")
+    if options.out is not None and not options.out.is_dir():
+        parser.error(f"--out {options.out} is not a folder")
+    try:
+        contexts = [parse_count(word, "--contexts") for word in options.contexts.split(",")]
+    except EdgeError as error:
+        parser.error(error.message)
     path = page(options.device, options.out, "speed")
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     lines = [
@@ -91,7 +99,7 @@ def main() -> None:
 
     for model in options.model:
         for quant in options.quant:
-            for context in map(parse_count, options.contexts.split(",")):
+            for context in contexts:
                 full = None
                 for side in SIDES:
                     try:
