@@ -108,10 +108,11 @@ class Side:
             self.session.policy.after_prefill(self.session.cache)
             return logits
         embeds = self.family.text_model.get_input_embeddings()(torch.tensor([list(ids)], device=self.family.device))
-        more = {}
+        more: dict[str, Any] = {}
         if self.attention == STRAIGHT:
             more = {"h2o": self.cache, "position_ids": torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)}
-        out = self.family.text_model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, **more)
+        more[ours.cache_keyword(type(self.family.text_model).forward)] = self.cache
+        out = self.family.text_model(inputs_embeds=embeds, use_cache=True, **more)
         return self.family.logits(out.last_hidden_state[:, -1:])[:, 0]
 
     def warm(self) -> None:

@@ -6,7 +6,9 @@ without a mask function gets no mask from transformers, so ours is built here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -134,12 +136,17 @@ def run_staged(text_model: Any, cache: KVCache) -> Tensor:
     """Run the chunk that was staged last; hidden states (B, q, E)."""
     chunk = cache.layers[0].incoming
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
-    more = {}
+    more: dict[str, Any] = {}
     if chunk.deep is not None:  # zero for text, so that it may be added everywhere
         everywhere = torch.ones(zeros.shape, dtype=torch.bool, device=zeros.device)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [level.flatten(0, 1) for level in chunk.deep]}
-    out = text_model(
-        inputs_embeds=chunk.embeds, position_ids=zeros, past_key_values=cache, use_cache=True, kv_cache=cache, **more
-    )
+    more[cache_keyword(type(text_model).forward)] = cache
+    out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, use_cache=True, kv_cache=cache, **more)
     hidden: Tensor = out.last_hidden_state
     return hidden
+
+
+@functools.cache
+def cache_keyword(forward: Callable[..., Any]) -> str:
+    """Return what a model's `forward` calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

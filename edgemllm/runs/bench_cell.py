@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgemllm.cache.attention import cache_keyword
 from edgemllm.cache.decode import MOST
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
@@ -146,8 +147,9 @@ class Stock:
         prompt = torch.tensor([ids], device=device)
         began = now(device)
         self.family.model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), past_key_values=self.cache, do_sample=False,
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
             max_new_tokens=new_tokens + 1, min_new_tokens=new_tokens + 1, stopping_criteria=StoppingCriteriaList([Marks()]),
+            **{cache_keyword(type(self.family.model).forward): self.cache},
         )  # fmt: skip
         return Sample(marks[0] - began, marks[0] - began, differences(marks))
 
