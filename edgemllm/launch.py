@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.device import memory, profiles
-from edgemllm.device.plan import Plan, parse_kv_budget, plan
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
-from edgemllm.inputs.detail import ANY, Detail
+from edgemllm.media.detail import ANY, Detail
+from edgemllm.planning.plan import Plan, parse_kv_budget, plan
 
 if TYPE_CHECKING:
     from edgemllm.device.profiles import DeviceProfile
-    from edgemllm.models.base import ModelFamily
+    from edgemllm.models.families.base import ModelFamily
     from edgemllm.models.loading import Checkpoint
     from edgemllm.session import Session
 
@@ -113,7 +113,7 @@ def prepare(
     """
     from edgemllm import policies
     from edgemllm.models import loading
-    from edgemllm.models.base import cache_spec
+    from edgemllm.models.families.base import cache_spec
     from edgemllm.session import FRAMES_AT_ONCE
 
     for name, value, known in (

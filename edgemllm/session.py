@@ -15,11 +15,11 @@ from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.decode import Decoder
 from edgemllm.errors import DoesNotFitError, UsageError
-from edgemllm.inputs.frame import Frame
+from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
-from edgemllm.models.base import Clip, ModelFamily
 from edgemllm.models.chat_format import ChatFormat
 from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.base import CachePolicy
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from edgemllm import __version__
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError
-from edgemllm.inputs.frame import Frame
+from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.session import Session
 

@@ -34,12 +34,12 @@ from transformers import DynamicCache
 
 from edgemllm import policies
 from edgemllm.cache import attention as ours
+from edgemllm.commands.bench.cell import now, warm_up
 from edgemllm.errors import EdgeError
-from edgemllm.inputs.count import parse_count, short_count
 from edgemllm.models import loading
-from edgemllm.models.base import ModelFamily
-from edgemllm.runs.bench_cell import now, warm_up
+from edgemllm.models.families.base import ModelFamily
 from edgemllm.session import Session
+from edgemllm.units import parse_count, short_count
 
 S = TypeVar("S")
 STOCK = "stock"

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
 import lecture  # noqa: E402
 from train_demo import HELD_OUT  # noqa: E402
 
-from edgemllm.inputs import slides  # noqa: E402
+from edgemllm.commands.recall import slides  # noqa: E402
 
 HEIGHT, WIDTH = 180, 320
 
@@ -133,7 +133,7 @@ CARD = """# The demo model
 
 A LLaVA-OneVision (SigLIP tower, Qwen2 language model) of 3-4 million parameters, 4 tokens a frame, trained context 1024 tokens.
 It reads English prose and knows one small world: slides of a coloured shape and a digit among other footage
-(`edgemllm/inputs/slides.py`). Made by `scripts/train_demo.py`; {text} It is a test bed, not an assistant.
+(`edgemllm/commands/recall/slides.py`). Made by `scripts/train_demo.py`; {text} It is a test bed, not an assistant.
 
 Measured by `scripts/evaluate_demo.py` on {streams} clips of each condition (2 to 12 slides, another renderer, everything kept):
 

@@ -24,10 +24,10 @@ import torch
 import transformers
 
 from edgemllm import policies
+from edgemllm.commands.recall import slides
 from edgemllm.device import memory
-from edgemllm.inputs import slides
-from edgemllm.inputs.detail import Detail
-from edgemllm.inputs.frame import Frame
+from edgemllm.media.detail import Detail
+from edgemllm.media.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.sampling import Sampling
 from edgemllm.session import FRAMES_AT_ONCE, Session

@@ -19,11 +19,11 @@ import torch
 import transformers
 from gpu_hour import page
 
+from edgemllm.commands.bench import grid as bench
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import EdgeError
-from edgemllm.inputs.count import parse_count, short_count
 from edgemllm.launch import Request
-from edgemllm.runs import bench
+from edgemllm.units import parse_count, short_count
 
 BUDGET, ROOM = 2048, 1024
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {

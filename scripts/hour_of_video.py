@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 RATE, WIDTH, HEIGHT = 5, 320, 180
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 HEIGHT, WIDTH, FPS = 180, 320, 10
 SLIDES = 11

@@ -69,11 +69,11 @@ def command(out: Path, name: str, *options: object) -> None:
 
 def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
     """inf-mllm under every combination, and streaming-llm, at the same bytes, into sweep.json."""
-    from edgemllm.inputs.text import Text
-    from edgemllm.inputs.tokens import TokenStream
+    from edgemllm.commands.lineup import line_up
+    from edgemllm.commands.perplexity.run import Run
+    from edgemllm.commands.perplexity.text import Text
+    from edgemllm.commands.perplexity.tokens import TokenStream
     from edgemllm.launch import Request
-    from edgemllm.runs.lineup import line_up
-    from edgemllm.runs.perplexity import Run
 
     path, family = out / "sweep.json", None
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []

@@ -14,12 +14,12 @@ import statistics
 from dataclasses import dataclass, field
 
 from edgemllm import policies
+from edgemllm.commands.recall import slides
+from edgemllm.commands.recall.needles import slide_haystack
+from edgemllm.commands.recall.run import SHORT, Stream, branch
+from edgemllm.commands.recall.score import Tally, paired
 from edgemllm.errors import EdgeError
-from edgemllm.inputs import slides
-from edgemllm.inputs.needles import slide_haystack
 from edgemllm.models import loading
-from edgemllm.runs.recall import SHORT, Stream, branch
-from edgemllm.runs.recall_score import Tally, paired
 from edgemllm.session import FRAMES_AT_ONCE, Session
 
 FULL = "full"

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 
 from edgemllm import policies
-from edgemllm.inputs.needles import slide_haystack
+from edgemllm.commands.recall.needles import slide_haystack
+from edgemllm.commands.recall.run import PROTOCOLS, Stream
+from edgemllm.commands.recall.score import Score, paired
 from edgemllm.models import loading
-from edgemllm.runs.recall import PROTOCOLS, Stream
-from edgemllm.runs.recall_score import Score, paired
 from edgemllm.session import Session
 
 

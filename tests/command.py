@@ -13,7 +13,7 @@ WAITING = 300
 """Seconds until a command counts as stuck."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["edgemllm.cli.main", "edgemllm.cli.conversation", "edgemllm.models.loading"])
+_server.set_forkserver_preload(["edgemllm.cli.main", "edgemllm.commands.chat.run", "edgemllm.models.loading"])
 
 
 def run(

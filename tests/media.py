@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from edgemllm.cache.chunk import Chunk, Modality
-from edgemllm.inputs.frame import Frame
-from edgemllm.inputs.patches import patches
-from edgemllm.inputs.pixels import anyres, pixels
-from edgemllm.inputs.tiles import best_grid, split
+from edgemllm.media.frame import Frame
+from edgemllm.models.vision.patches import patches
+from edgemllm.models.vision.pixels import anyres, pixels
+from edgemllm.models.vision.tiles import best_grid, split
 
 INTERVAL = 0.5
 PIECES = (3, 1, 2)

@@ -17,11 +17,11 @@ from tiny import MODELS, Tiny, llama, qwen2_vl, random_ids
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.decode import MOST, Decoder
-from edgemllm.cache.positions import Rope, inverse, rotate, rotate_
+from edgemllm.cache.rope import Rope, inverse, rotate, rotate_
+from edgemllm.commands.bench.cell import read_bytes
+from edgemllm.commands.bench.grid import STOCK, grid
 from edgemllm.errors import UsageError
 from edgemllm.launch import Request
-from edgemllm.runs.bench import STOCK, grid
-from edgemllm.runs.bench_cell import read_bytes
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

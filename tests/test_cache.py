@@ -12,7 +12,7 @@ from tiny import MODELS, TEXT_MODELS, llama, qwen2_vl, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.cache.positions import close_gaps
+from edgemllm.cache.rope import close_gaps
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import OutOfMemoryError
 from edgemllm.policies.base import ALL, CachePolicy

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 FOLDER = Path(slides.__file__).parents[1] / "assets" / "demo"
 

@@ -14,14 +14,14 @@ from tiny import FEW, MODELS, TEXT_MODELS, Tiny, gemma3, llama, llava, qwen2_5_v
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PixtralVisionConfig
 
 from edgemllm import policies
-from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import DoesNotFitError, MissingError, UsageError
-from edgemllm.inputs.detail import ANY, Detail
-from edgemllm.models import families, family_of, loading, shipped
-from edgemllm.models.base import ModelFamily, cache_spec
+from edgemllm.media.detail import ANY, Detail
 from edgemllm.models.byte_tokenizer import byte_tokenizer
+from edgemllm.models.families import families, family_of, loading, shipped
+from edgemllm.models.families.base import ModelFamily, cache_spec
 from edgemllm.models.random_weights import random_model
 from edgemllm.models.sampling import Sampling
+from edgemllm.models.spec import ModelSpec
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.session import Session
 

@@ -8,9 +8,9 @@ from media import both, footage, picture
 from test_model_spec import real_bytes
 from tiny import MODELS, VISION_MODELS, qwen2_5_vl, random_ids
 
-from edgemllm.device.model_spec import ModelSpec
 from edgemllm.models import loading
 from edgemllm.models.sampling import Sampling
+from edgemllm.models.spec import ModelSpec
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.session import Session

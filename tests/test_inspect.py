@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from edgemllm.cache.attention import NAME
 from edgemllm.cli.main import app
+from edgemllm.commands.inspect.watch import Kept, Watcher, entropies, share
 from edgemllm.policies.window import Window
-from edgemllm.runs.inspect import Kept, Watcher, entropies, share
 from edgemllm.session import Session
 
 LECTURE = Path(__file__).parents[1] / "edgemllm" / "assets" / "demo" / "lecture.mp4"

@@ -13,8 +13,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import UsageError
+from edgemllm.models.spec import ModelSpec
 
 TEXT = {
     "hidden_size": 64,

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, L
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.device.model_spec import ModelSpec
-from edgemllm.device.peaks import activation_bytes, vision_bytes
+from edgemllm.models.spec import ModelSpec
+from edgemllm.planning.peaks import activation_bytes, vision_bytes
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
 LAYERS = 3

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
-from edgemllm.inputs.text import Text
-from edgemllm.inputs.tokens import TokenStream
+from edgemllm.commands.perplexity import scoring
+from edgemllm.commands.perplexity.curve import POINTS
+from edgemllm.commands.perplexity.run import Run
+from edgemllm.commands.perplexity.text import Text
+from edgemllm.commands.perplexity.tokens import TokenStream
 from edgemllm.models.loading import DEMO
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
 from edgemllm.policies.window import Window
-from edgemllm.runs import scoring
-from edgemllm.runs.curve import POINTS
-from edgemllm.runs.perplexity import Run
 from edgemllm.session import Session
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"

@@ -19,8 +19,8 @@ from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
-from edgemllm.inputs import tokens
-from edgemllm.runs.perplexity import Run
+from edgemllm.commands.perplexity import tokens
+from edgemllm.commands.perplexity.run import Run
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
 NAMES = "inf-mllm,streaming-llm"
@@ -137,7 +137,7 @@ def test_resume_refuses_another_run_and_keeps_automatic_budgets(short: list[str]
     assert "exists already" in command(*saving, code=2).stderr
     assert "chunk 20" in command(*saving, "--resume", "--chunk", 10, code=2).stderr
     assert "kv budget" in command(*saving, "--resume", "--kv-budget", 100, code=2).stderr
-    from edgemllm.device import slots
+    from edgemllm.planning import slots
 
     monkeypatch.setattr(slots, "AUTO_TOKENS", 256)  # as if less memory were free than when the run began
     assert digits(command(*saving, "--resume").stdout) == first
@@ -229,7 +229,7 @@ def test_events_are_told_once_and_end_with_the_exit_code(short: list[str]) -> No
 
 
 def test_what_is_shown_while_it_runs_and_at_the_end(short: list[str], monkeypatch: Any) -> None:
-    from edgemllm.display import line
+    from edgemllm import screen as line
 
     monkeypatch.setattr(line, "PLAIN_SECONDS", 0.0)
     done = command(*short, "--policy", NAMES, "--progress", "plain", "--compare-full")

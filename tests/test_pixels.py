@@ -19,7 +19,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from edgemllm.errors import MissingError
-from edgemllm.inputs.pixels import PixelSpec, anyres, pixels
+from edgemllm.models.vision.pixels import PixelSpec, anyres, pixels
 
 SIZES = [(48, 64), (64, 48), (31, 97), (200, 120), (64, 64), (720, 405), (33, 33), (9, 300)]
 PINPOINTS = [[64, 64], [64, 128], [128, 64], [128, 128], [192, 64], [64, 192]]

@@ -9,8 +9,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from edgemllm.device import profiles
 from edgemllm.device.memory import Memory
-from edgemllm.device.plan import KVBudget, ModelSpec, Plan, Scratch, activation_bytes, parse_kv_budget, plan, vision_bytes
 from edgemllm.errors import DoesNotFitError, UsageError
+from edgemllm.planning.plan import KVBudget, ModelSpec, Plan, Scratch, activation_bytes, parse_kv_budget, plan, vision_bytes
 
 GIB = 2**30
 TEXT = {

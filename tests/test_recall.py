@@ -15,12 +15,12 @@ from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
+from edgemllm.commands.recall import slides
+from edgemllm.commands.recall.needles import HOLD, RECENT, Haystack, places, slide_haystack, text_haystack
+from edgemllm.commands.recall.run import SHORT, Answers, Stream, at_the_end, branch, in_rounds
+from edgemllm.commands.recall.score import Score, Tally, paired
 from edgemllm.errors import UsageError
-from edgemllm.inputs import slides
-from edgemllm.inputs.needles import HOLD, RECENT, Haystack, places, slide_haystack, text_haystack
 from edgemllm.launch import Launch, Request, prepare
-from edgemllm.runs.recall import SHORT, Answers, Stream, at_the_end, branch, in_rounds
-from edgemllm.runs.recall_score import Score, Tally, paired
 
 BUDGET = 64
 

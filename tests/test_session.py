@@ -13,10 +13,10 @@ from lecture import slide
 
 from edgemllm import policies, session_file
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
-from edgemllm.inputs.frame import Frame
+from edgemllm.media.frame import Frame
 from edgemllm.models import loading
-from edgemllm.models.base import ModelFamily
 from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
@@ -47,7 +47,7 @@ def answer(session: Session, question: str = "What is on the screen now?") -> st
 
 def test_a_turn_is_what_the_stock_template_and_model_make_of_it(demo: ModelFamily) -> None:
     """Video, question, answer, second question: the same logits as one stock forward pass over the whole conversation."""
-    from edgemllm.inputs.pixels import pixels
+    from edgemllm.models.vision.pixels import pixels
 
     session = Session(demo, Full(), None, chunk=50)
     frames = list(clip(10))

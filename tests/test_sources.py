@@ -14,16 +14,16 @@ import psutil
 import pytest
 from camera import Camera, picture
 
+from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.errors import MediaError, UsageError
-from edgemllm.inputs import feed as feeds
-from edgemllm.inputs.encoded_images import EncodedImages
-from edgemllm.inputs.feed import Feed, raise_error
-from edgemllm.inputs.frame import Frame
-from edgemllm.inputs.growing_folder import GrowingFolder
-from edgemllm.inputs.similarity import Similarity
-from edgemllm.inputs.source import Source
+from edgemllm.media import feed as feeds
+from edgemllm.media.encoded_images import EncodedImages
+from edgemllm.media.feed import Feed, raise_error
+from edgemllm.media.frame import Frame
+from edgemllm.media.growing_folder import GrowingFolder
+from edgemllm.media.similarity import Similarity
+from edgemllm.media.source import Source
 from edgemllm.models.loading import DEMO
-from edgemllm.runs.schedule import Schedule
 
 LECTURE = str(DEMO / "lecture.mp4")
 

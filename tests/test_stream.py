@@ -22,20 +22,20 @@ from typer.testing import CliRunner, Result
 
 from edgemllm import policies, session_file
 from edgemllm.cli.main import app
-from edgemllm.display.answers import Answers, SubtitleAnswers
-from edgemllm.display.line import Display
+from edgemllm.commands.stream.answers import Answers, SubtitleAnswers
+from edgemllm.commands.stream.rounds import Rounds
+from edgemllm.commands.stream.run import Stream
+from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.errors import EdgeError
-from edgemllm.inputs.feed import Feed
-from edgemllm.inputs.frame import Frame
-from edgemllm.inputs.similarity import Similarity
-from edgemllm.inputs.source import Source
+from edgemllm.media.feed import Feed
+from edgemllm.media.frame import Frame
+from edgemllm.media.similarity import Similarity
+from edgemllm.media.source import Source
 from edgemllm.models import loading
-from edgemllm.models.base import ModelFamily
+from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.loading import DEMO
 from edgemllm.models.sampling import Sampling
-from edgemllm.runs.rounds import Rounds
-from edgemllm.runs.schedule import Schedule
-from edgemllm.runs.stream import Stream
+from edgemllm.screen import Display
 from edgemllm.session import Session
 
 LECTURE = str(DEMO / "lecture.mp4")
@@ -373,7 +373,7 @@ def test_a_model_slower_than_the_camera_drops_and_says_so(demo: ModelFamily, cap
 
 def test_questions_typed_while_it_runs_are_answered_on_the_way(demo: ModelFamily) -> None:
     reader, writer = os.pipe()
-    from edgemllm.inputs.typed_lines import TypedLines
+    from edgemllm.media.typed_lines import TypedLines
 
     with os.fdopen(reader) as stream_in, os.fdopen(writer, "w") as typing:
         stream, out = build(Session(demo, policies.build("inf-mllm"), 96, 16), 0, 0)

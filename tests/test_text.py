@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from edgemllm.commands.perplexity import tokens
+from edgemllm.commands.perplexity.text import BLOCK_BYTES, Text
+from edgemllm.commands.perplexity.tokens import TokenStream
 from edgemllm.errors import MediaError, MissingError, UsageError
-from edgemllm.inputs import tokens
-from edgemllm.inputs.count import parse_count, short_count
-from edgemllm.inputs.text import BLOCK_BYTES, Text
-from edgemllm.inputs.tokens import TokenStream
 from edgemllm.models.loading import DEMO
+from edgemllm.units import parse_count, short_count
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
 FOREIGN = "Ein schöner Tag, «naïve café» … 漢字とかな交じり文。" * 40 + "3.14159265358979 " * 99 + "\n\n\n   x\ty\n"

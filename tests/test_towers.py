@@ -14,9 +14,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from edgemllm.inputs.patches import PatchSpec, patches
-from edgemllm.inputs.pixels import PixelSpec, anyres, pixels
-from edgemllm.inputs.tiles import best_grid, split, squares
+from edgemllm.models.vision.patches import PatchSpec, patches
+from edgemllm.models.vision.pixels import PixelSpec, anyres, pixels
+from edgemllm.models.vision.tiles import best_grid, split, squares
 
 SIZES = [(48, 64), (64, 48), (31, 97), (200, 120), (64, 64), (33, 33)]
 HALF = (0.5, 0.5, 0.5)

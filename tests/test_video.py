@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from edgemllm.errors import MediaError, MissingError, UsageError
-from edgemllm.inputs.capture import shown
-from edgemllm.inputs.clock import clock, parse_time
-from edgemllm.inputs.images import is_image
-from edgemllm.inputs.video import Video
+from edgemllm.media.capture import shown
+from edgemllm.media.images import is_image
+from edgemllm.media.video import Video
+from edgemllm.units import clock, parse_time
 
 
 def record(path: Path, frames: int, fps: float = 10, fourcc: str = "mp4v", size: tuple[int, int] = (64, 48)) -> str:
@@ -340,7 +340,7 @@ def test_nothing_on_stderr_but_our_words(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (tmp_path / "text.mp4").write_bytes(bytes(99))
     code = (
-        "import sys\nfrom edgemllm.inputs.video import Video\nlist(Video.open(sys.argv[1]))\n"
+        "import sys\nfrom edgemllm.media.video import Video\nlist(Video.open(sys.argv[1]))\n"
         "try:\n    Video.open(sys.argv[2])\nexcept Exception as error:\n    print(type(error).__name__)"
     )
     done = subprocess.run(

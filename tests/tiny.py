@@ -54,9 +54,9 @@ from transformers import (
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.kv_cache import KVCache
-from edgemllm.inputs.detail import Detail
-from edgemllm.models import family_of
-from edgemllm.models.base import ModelFamily
+from edgemllm.media.detail import Detail
+from edgemllm.models.families import family_of
+from edgemllm.models.families.base import ModelFamily
 
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END, END = 97, 96, 95, 94, 93, 92
 SPECIAL = {

@@ -20,8 +20,8 @@ from transformers import AttentionInterface
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.cache.positions import rotate_queries
-from edgemllm.cache.weights import OBSERVED_ROWS, attention_weights, causal_mask, group_mean
+from edgemllm.cache.rope import rotate_queries
+from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights, causal_mask, group_mean
 
 NAME = "edgemllm"
 CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)

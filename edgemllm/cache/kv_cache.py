@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.cache.positions import Rope
+from edgemllm.cache.rope import Rope
 
 if TYPE_CHECKING:
     from edgemllm.policies.base import CachePolicy

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.positions import Rope, Rotation, close_gaps, go_on, inverse, rotate, rotate_, rotate_queries
-from edgemllm.cache.storage import Storage, gather
-from edgemllm.cache.weights import attention_weights, group_mean
+from edgemllm.cache.rope import Rope, Rotation, close_gaps, go_on, inverse, rotate, rotate_, rotate_queries
+from edgemllm.cache.scores import attention_weights, group_mean
+from edgemllm.cache.slots import Storage, gather
 from edgemllm.errors import OutOfMemoryError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgemllm.cache.storage import gather
+from edgemllm.cache.slots import gather
 
 if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer

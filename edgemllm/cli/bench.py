@@ -9,14 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.cli import options
-from edgemllm.cli.interrupts import Interrupts
+from edgemllm.commands.interrupts import Interrupts
 from edgemllm.errors import EdgeError, UsageError
-from edgemllm.inputs.count import parse_count, short_count
+from edgemllm.units import parse_count, short_count
 
 if TYPE_CHECKING:
-    from edgemllm.display.line import Display
+    from edgemllm.commands.bench.grid import Cell
     from edgemllm.launch import Launch
-    from edgemllm.runs.bench import Cell
+    from edgemllm.screen import Display
 
 SCHEMA = "edgemllm/1"
 FORMATS = ("md", "json", "jsonl", "csv")
@@ -58,10 +58,10 @@ def bench(
         raise UsageError(f"--output {output} is unknown", f"one of {', '.join(FORMATS)}")
     contexts = [parse_count(word, "--context") for word in options.listed(context, "--context")]
     quiet_libraries(verbose)
+    from edgemllm.commands.bench.grid import STOCK, grid
     from edgemllm.device import profiles
-    from edgemllm.display.line import Display
     from edgemllm.launch import Request
-    from edgemllm.runs.bench import STOCK, grid
+    from edgemllm.screen import Display
 
     names = options.listed(policy, "--policy") if policy is not None else [profiles.load(profile).cache.policy]
     if compare_stock and STOCK not in names:
@@ -97,7 +97,7 @@ class Bench:
 
     def go(self, cells: list[Cell]) -> None:
         """Measure cell after cell; whatever ends it, what was measured is written."""
-        from edgemllm.runs.bench import run
+        from edgemllm.commands.bench.grid import run
 
         self._event("start", **self._head(), cells=len(cells))
         try:
@@ -124,7 +124,7 @@ class Bench:
         self._event("run", **found)
 
     def _write(self, code: int) -> None:
-        from edgemllm.display import speed
+        from edgemllm.commands.bench import report as speed
 
         self.display.clear()
         if self.kind == "json":

@@ -11,11 +11,11 @@ import typer
 
 from edgemllm.cli import options
 from edgemllm.errors import UsageError
-from edgemllm.inputs.clock import parse_time
+from edgemllm.units import parse_time
 
 if TYPE_CHECKING:
-    from edgemllm.inputs.detail import Detail
-    from edgemllm.inputs.video import Video
+    from edgemllm.media.detail import Detail
+    from edgemllm.media.video import Video
 
 TURN_TOKENS = 16
 """What a chat template adds to a question, about: only for planning."""
@@ -62,7 +62,7 @@ def chat(
     """
     if any(not question.strip() for question in questions or []):
         raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red circle?"')
-    from edgemllm.display.line import Display
+    from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
     interactive = not questions and sys.stdin.isatty()
@@ -72,9 +72,9 @@ def chat(
     from edgemllm.cli.main import quiet_libraries
 
     quiet_libraries(verbose)
-    from edgemllm.inputs.detail import Detail
-    from edgemllm.inputs.video import Video
     from edgemllm.launch import Request, prepare
+    from edgemllm.media.detail import Detail
+    from edgemllm.media.video import Video
     from edgemllm.models.sampling import Sampling
 
     times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
@@ -87,7 +87,7 @@ def chat(
 
         print(json_module.dumps(launch.plan.as_json()) if json or jsonl else arithmetic(launch.plan))
         raise typer.Exit(0 if launch.plan.fits else 4)
-    from edgemllm.cli.conversation import Chat
+    from edgemllm.commands.chat.run import Chat
 
     run = Chat(launch, display, Sampling(max_tokens, temperature, top_p, seed), json, jsonl)
     run.go(sources, image, asked, interactive)
@@ -101,7 +101,7 @@ def _lines(stream: Any) -> Iterator[str]:
 
 def _input_tokens(config: Any, videos: list[Video], images: list[str], questions: list[str], detail: Detail) -> int | None:
     """About how many tokens the input has, or None where a video's length is not known."""
-    from edgemllm.models import family_of
+    from edgemllm.models.families import family_of
 
     frames, stills = family_of(config.model_type).media_tokens(config, detail)
     total = sum(len(question) // 3 + TURN_TOKENS for question in questions) + stills * len(images)

@@ -11,7 +11,7 @@ import typer
 
 from edgemllm.cli import options
 from edgemllm.errors import DoesNotFitError, EdgeError, UsageError
-from edgemllm.inputs.clock import parse_time
+from edgemllm.units import parse_time
 
 if TYPE_CHECKING:
     from edgemllm.session import Session
@@ -57,8 +57,8 @@ def inspect(
     --kv-budget is by default half of the input.
     """
     from edgemllm.cli.main import quiet_libraries
-    from edgemllm.display.line import Display
-    from edgemllm.display.plot import check
+    from edgemllm.commands.perplexity.plot import check
+    from edgemllm.screen import Display
 
     if not video and not text:
         raise UsageError("nothing to look at", "--video clip.mp4 or --text page.txt")
@@ -67,15 +67,15 @@ def inspect(
     check(out.parent / "attention.png", "inspect")
     quiet_libraries(verbose)
     from edgemllm.cache.chunk import Modality
+    from edgemllm.commands.inspect import pictures
+    from edgemllm.commands.inspect.watch import LONGEST, Kept, Watcher, entropies
+    from edgemllm.commands.lineup import line_up
+    from edgemllm.commands.perplexity.text import Text
     from edgemllm.device import profiles
-    from edgemllm.display import inspect as pictures
-    from edgemllm.inputs.text import Text
-    from edgemllm.inputs.video import Video
     from edgemllm.launch import Request, out_of_memory, prepare
+    from edgemllm.media.video import Video
     from edgemllm.models.sampling import Sampling
     from edgemllm.policies.window import Window
-    from edgemllm.runs.inspect import LONGEST, Kept, Watcher, entropies
-    from edgemllm.runs.lineup import line_up
     from edgemllm.session import Session
 
     display = Display("none" if quiet else "auto")

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgemllm.cli import options
-from edgemllm.cli.interrupts import Interrupts
-from edgemllm.cli.perplexity_output import SCHEMA, Output
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.perplexity.output import SCHEMA, Output
 from edgemllm.errors import EdgeError, MissingError, UsageError
-from edgemllm.inputs.count import parse_count
+from edgemllm.units import parse_count
 
 if TYPE_CHECKING:
-    from edgemllm.inputs.text import Text
+    from edgemllm.commands.perplexity.checkpoint import Checkpoint
+    from edgemllm.commands.perplexity.run import Run
+    from edgemllm.commands.perplexity.text import Text
     from edgemllm.launch import Launch
-    from edgemllm.models.base import ModelFamily
-    from edgemllm.runs.checkpoint import Checkpoint
-    from edgemllm.runs.perplexity import Run
+    from edgemllm.models.families.base import ModelFamily
     from edgemllm.session import Session
 
 
@@ -57,8 +57,8 @@ def perplexity(
     comes from standard input.
     """
     from edgemllm.cli.main import quiet_libraries
-    from edgemllm.display.line import Display
-    from edgemllm.display.plot import check as check_plot
+    from edgemllm.commands.perplexity.plot import check as check_plot
+    from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
     target = parse_count(tokens, "--tokens") if tokens is not None else None
@@ -73,11 +73,11 @@ def perplexity(
         check_plot(plot)
     names = options.listed(policy, "--policy") if policy is not None else []
     quiet_libraries(verbose)
+    from edgemllm.commands.lineup import line_up
+    from edgemllm.commands.perplexity.checkpoint import Checkpoint
+    from edgemllm.commands.perplexity.text import Text
     from edgemllm.device import profiles
-    from edgemllm.inputs.text import Text
     from edgemllm.launch import Request
-    from edgemllm.runs.checkpoint import Checkpoint
-    from edgemllm.runs.lineup import line_up
 
     saved = Checkpoint(checkpoint, every, resume) if checkpoint is not None else None
     names = names or [profiles.load(profile).cache.policy]
@@ -145,9 +145,9 @@ class Perplexity:
 
     def _run(self, launch: Launch, state: dict[str, Any] | None) -> None:
         from edgemllm import session_file
-        from edgemllm.inputs.tokens import TokenStream
-        from edgemllm.runs.lineup import limit
-        from edgemllm.runs.perplexity import Run
+        from edgemllm.commands.lineup import limit
+        from edgemllm.commands.perplexity.run import Run
+        from edgemllm.commands.perplexity.tokens import TokenStream
 
         session = launch.open(family=self.family)
         self.interrupts.session, self.family = session, session.family
@@ -216,9 +216,9 @@ class Perplexity:
         """The agreement with the full cache over the longest span that the model was trained for and memory holds."""
         import dataclasses
 
-        from edgemllm.inputs.tokens import TokenStream
+        from edgemllm.commands.perplexity.agreement import measure
+        from edgemllm.commands.perplexity.tokens import TokenStream
         from edgemllm.launch import out_of_memory, prepare
-        from edgemllm.runs.agreement import measure
 
         whole = prepare(dataclasses.replace(launch.request, policy="full", settings=(), kv_budget="auto"))
         whole.chunk = launch.chunk

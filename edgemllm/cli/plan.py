@@ -12,9 +12,9 @@ from edgemllm.cli import options
 from edgemllm.errors import DoesNotFitError
 
 if TYPE_CHECKING:
-    from edgemllm.device.plan import Plan
     from edgemllm.launch import Launch, Request
     from edgemllm.models.loading import Checkpoint
+    from edgemllm.planning.plan import Plan
 
 SCHEMA = "edgemllm/1"
 
@@ -42,8 +42,8 @@ def plan(
     --profile all: a table over every device; with --model all, of every known model.
     """
     from edgemllm.cli.main import quiet_libraries
-    from edgemllm.inputs.detail import Detail
     from edgemllm.launch import Request, prepare
+    from edgemllm.media.detail import Detail
 
     quiet_libraries(verbose)
     request = Request(

@@ -10,7 +10,7 @@ import typer
 
 from edgemllm.cli import options
 from edgemllm.errors import UsageError
-from edgemllm.inputs.count import parse_count
+from edgemllm.units import parse_count
 
 if TYPE_CHECKING:
     from edgemllm.launch import Launch
@@ -73,8 +73,8 @@ def recall(
     list, 5%,10%,15%.
     """
     from edgemllm.cli.main import quiet_libraries
-    from edgemllm.display.line import Display
-    from edgemllm.display.plot import check as check_plot
+    from edgemllm.commands.perplexity.plot import check as check_plot
+    from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
     length = parse_count(tokens, "--tokens")
@@ -85,9 +85,9 @@ def recall(
     if plot is not None:
         check_plot(plot)
     quiet_libraries(verbose)
+    from edgemllm.commands.lineup import line_up
     from edgemllm.device import profiles
     from edgemllm.launch import Request
-    from edgemllm.runs.lineup import line_up
 
     names = options.listed(policy or profiles.load(profile).cache.policy, "--policy")
     if against is not None and against not in names:
@@ -102,7 +102,7 @@ def recall(
     lacking = next((launch.plan for launch in launches if not launch.plan.fits), None)
     if lacking is not None:
         raise lacking.error()
-    from edgemllm.cli.recall_run import Recall
+    from edgemllm.commands.recall.command import Recall
 
     run = Recall(display, launches, kinds, protocols, needles, length, facts, streams, seed, against or names[0], jsonl)
     run.go()
@@ -111,11 +111,11 @@ def recall(
     elif jsonl:
         print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": run.code}), flush=True)
     else:
-        from edgemllm.display.recall import table
+        from edgemllm.commands.recall.report import table
 
         print(table(run.runs()), flush=True)
     if plot is not None:
-        from edgemllm.display.recall import plot as draw
+        from edgemllm.commands.recall.report import plot as draw
 
         draw(run.runs(), f"{model}, {length} tokens, {streams} streams", plot)
     if run.code:

@@ -14,18 +14,18 @@ import typer
 
 from edgemllm.cli import options
 from edgemllm.cli.help import Command
-from edgemllm.cli.interrupts import Interrupts
+from edgemllm.commands.interrupts import Interrupts
 from edgemllm.errors import EdgeError, MediaError, UsageError
-from edgemllm.inputs.clock import clock, parse_time
+from edgemllm.units import clock, parse_time
 
 if TYPE_CHECKING:
-    from edgemllm.display.answers import Answers
-    from edgemllm.display.line import Display
-    from edgemllm.inputs.detail import Detail
-    from edgemllm.inputs.source import Source
-    from edgemllm.inputs.typed_lines import TypedLines
-    from edgemllm.runs.schedule import Schedule
-    from edgemllm.runs.stream import Stream
+    from edgemllm.commands.stream.answers import Answers
+    from edgemllm.commands.stream.run import Stream
+    from edgemllm.commands.stream.schedule import Schedule
+    from edgemllm.media.detail import Detail
+    from edgemllm.media.source import Source
+    from edgemllm.media.typed_lines import TypedLines
+    from edgemllm.screen import Display
 
 TURN_TOKENS = 16
 """What a chat template adds to a question, about: only for planning."""
@@ -98,7 +98,7 @@ def stream(
 
     Lines typed or piped meanwhile are questions about everything seen so far; /help lists further commands.
     """
-    from edgemllm.display.line import Display
+    from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
     out = _answers(json, jsonl, srt, vtt)
@@ -107,15 +107,15 @@ def stream(
     with Interrupts(saves=True) as interrupts, contextlib.ExitStack() as at_end:
         quiet_libraries(verbose)
         from edgemllm import session_file
-        from edgemllm.inputs.detail import Detail
-        from edgemllm.inputs.similarity import Similarity
-        from edgemllm.inputs.source import Source
+        from edgemllm.commands.lineup import limit
+        from edgemllm.commands.stream.rounds import Rounds
+        from edgemllm.commands.stream.run import Stream
+        from edgemllm.commands.stream.schedule import Schedule
         from edgemllm.launch import Request, prepare
+        from edgemllm.media.detail import Detail
+        from edgemllm.media.similarity import Similarity
+        from edgemllm.media.source import Source
         from edgemllm.models.sampling import Sampling
-        from edgemllm.runs.lineup import limit
-        from edgemllm.runs.rounds import Rounds
-        from edgemllm.runs.schedule import Schedule
-        from edgemllm.runs.stream import Stream
 
         schedule = Schedule.parse(ask, every, at)
         times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
@@ -191,7 +191,7 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
 
 
 def _answers(json: bool, jsonl: bool, srt: bool, vtt: bool) -> Answers:
-    from edgemllm.display.answers import JsonAnswers, JsonLinesAnswers, SubtitleAnswers, TextAnswers
+    from edgemllm.commands.stream.answers import JsonAnswers, JsonLinesAnswers, SubtitleAnswers, TextAnswers
 
     chosen = [name for name, wanted in (("--json", json), ("--jsonl", jsonl), ("--srt", srt), ("--vtt", vtt)) if wanted]
     if len(chosen) > 1:
@@ -220,7 +220,7 @@ def _lines(source: str, display: Display) -> TypedLines | None:
     """Questions from standard input, unless it brings the images."""
     if source == "-" or sys.stdin is None:
         return None
-    from edgemllm.inputs.typed_lines import TypedLines
+    from edgemllm.media.typed_lines import TypedLines
 
     lines = TypedLines(sys.stdin)
     if lines.interactive:
@@ -242,7 +242,7 @@ def _check_times(schedule: Schedule, source: Source) -> None:
 
 def _input_tokens(config: Any, source: Source, schedule: Schedule, detail: Detail) -> int | None:
     """About how many tokens the input has, or None where its length is not known."""
-    from edgemllm.models import family_of
+    from edgemllm.models.families import family_of
 
     video = source.video
     if video is None or video.expected is None or video.span is None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm.device.heap import freed_at_once
-from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import MissingError, UsageError
-from edgemllm.inputs.detail import ANY, Detail
-from edgemllm.models import family_of, hub, shipped
-from edgemllm.models.base import ModelFamily
+from edgemllm.media.detail import ANY, Detail
+from edgemllm.models import hub, shipped
+from edgemllm.models.families import family_of
+from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.quantisation import as_stored, method_of, quantisation_of, recipe
+from edgemllm.models.spec import ModelSpec
 
 __all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 

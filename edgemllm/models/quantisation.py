@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgemllm.device.model_spec import ModelSpec
 from edgemllm.errors import UsageError
+from edgemllm.models.spec import ModelSpec
 
 NF4 = {"quant_type": "nf4", "compress_statistics": True}
 

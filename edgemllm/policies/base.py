@@ -18,8 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.cache.weights import OBSERVED_ROWS
-from edgemllm.device.peaks import Scratch
+from edgemllm.cache.scores import OBSERVED_ROWS
+from edgemllm.planning.peaks import Scratch
 
 Share = Annotated[float, "share"]
 """A setting from 0 to 1."""

@@ -29,7 +29,7 @@ from edgemllm.cache.chunk import Modality
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
-from edgemllm.cache.weights import group_mean
+from edgemllm.cache.scores import group_mean
 from edgemllm.policies.base import ALL, OneShot, Share, fit
 from edgemllm.policies.look_m import text_prior
 

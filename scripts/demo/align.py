@@ -17,7 +17,7 @@ from demo.vision import config, frame_tokens, shift
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 SHARPNESS = 24.0
 WORDS = (

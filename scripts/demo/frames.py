@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 SIDE = 64
 SCENE = 6

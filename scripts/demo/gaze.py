@@ -14,7 +14,7 @@ from demo.streams import Stream, Writer
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 
 class Head(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 VOCABULARY = 4096

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from demo.frames import SCENE
 
-from edgemllm.inputs import slides
+from edgemllm.commands.recall import slides
 
 IGNORED = -100
 ARTICLES = {True: "an", False: "a"}

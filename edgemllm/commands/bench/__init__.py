@@ -1,0 +1,1 @@
+"""`edgemllm bench`: speed and memory of every combination."""

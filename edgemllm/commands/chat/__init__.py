@@ -1,0 +1,1 @@
+"""`edgemllm chat`: questions about a video, images and text."""

@@ -1,0 +1,1 @@
+"""`edgemllm inspect`: pictures of attention and of what a policy kept."""

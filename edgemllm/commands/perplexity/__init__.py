@@ -1,0 +1,1 @@
+"""`edgemllm perplexity`: one endless text through the bounded cache."""

@@ -1,0 +1,1 @@
+"""`edgemllm recall`: what a policy still knows of a long stream."""

@@ -1,0 +1,144 @@
+"""A run of `edgemllm recall`: every stream under every policy and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.recall.needles import slide_haystack, text_haystack
+from edgemllm.commands.recall.run import PROTOCOLS, Stream
+from edgemllm.commands.recall.score import Score, paired
+from edgemllm.errors import UsageError
+from edgemllm.launch import Launch, out_of_memory
+from edgemllm.screen import Display
+
+SCHEMA = "edgemllm/1"
+
+
+@dataclass
+class Recall:
+    """Asks, counts and reports."""
+
+    display: Display
+    launches: list[Launch]
+    kinds: tuple[str, ...]
+    protocols: tuple[str, ...]
+    needles: str
+    length: int
+    facts: int
+    streams: int
+    seed: int
+    against: str
+    jsonl: bool
+    scores: dict[tuple[str, str, int], Score] = field(default_factory=dict)
+    """By footage, protocol and the launch's number."""
+    kv: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    code: int = 0
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def go(self) -> None:
+        """Run until all streams are asked or a signal comes; what was counted stays."""
+        with Interrupts() as self.interrupts:
+            session = self.launches[0].open()
+            self.family = session.family
+            for kind in self.kinds:
+                for number in range(self.seed, self.seed + self.streams):
+                    stream = self._stream(kind, number)
+                    for protocol in self.protocols:
+                        for place in range(len(self.launches)):
+                            if self.interrupts.asked():
+                                break
+                            self._ask(stream, kind, protocol, place)
+        self.code = self.interrupts.code
+        self.display.clear()
+        if self.code:
+            self.display.say(f"stopped after {self.done} of {self._planned()} passes; the table holds what was counted")
+
+    def head(self) -> dict[str, Any]:
+        """What all runs have in common."""
+        described = self.launches[0].describe()
+        del described["policy"]
+        return {
+            **described, "needles": self.needles, "stream_tokens": self.length, "facts": self.facts, "streams": self.streams,
+            "seed": self.seed, "chunk": self.launches[0].chunk, "against": self.against,
+        }  # fmt: skip
+
+    def runs(self) -> list[dict[str, Any]]:
+        """One entry for every policy, budget, footage and protocol that saw a stream."""
+        found = []
+        for (kind, protocol, place), score in self.scores.items():
+            launch = self.launches[place]
+            rivals = [
+                other
+                for (k, p, n), other in self.scores.items()
+                if (k, p) == (kind, protocol)
+                and self.launches[n].policy_name == self.against
+                and self.launches[n].request.kv_budget == launch.request.kv_budget
+            ]
+            found.append(
+                {
+                    "policy": launch.policy_name,
+                    "kv_budget": launch.request.kv_budget,
+                    "kv_budget_tokens": launch.budget,
+                    "between": kind,
+                    "protocol": protocol,
+                    **score.as_json(),
+                    "against": paired(score.old, rivals[0].old) if rivals else None,
+                    "kv": self.kv[kind, protocol, place],
+                }
+            )
+        return found
+
+    def _ask(self, stream: Stream, kind: str, protocol: str, place: int) -> None:
+        launch = self.launches[place]
+        if hasattr(launch.policy, "seed"):  # facts lie at the same places in every stream: a sample must not
+            launch = dataclasses.replace(launch, policy=dataclasses.replace(launch.policy, seed=stream.haystack.seed))
+        session = launch.open(family=self.family)
+        self.interrupts.session = session
+        with out_of_memory():
+            answers = PROTOCOLS[protocol](session, stream)
+        if self.interrupts.asked():
+            return  # half a stream counts for nobody
+        score = self.scores.setdefault((kind, protocol, place), Score())
+        score.add(answers, self._bins(protocol, answers.distances))
+        self.kv[kind, protocol, place] = session.kv()
+        self.done += 1
+        if self.jsonl:
+            event = {
+                "event": "stream", "t": round(time.monotonic() - self.started, 3), "policy": launch.policy_name,
+                "between": kind, "protocol": protocol, "kv_budget_tokens": launch.budget, "seed": stream.haystack.seed,
+                "share": sum(answers.right) / len(answers.right),
+            }  # fmt: skip
+            print(json_module.dumps({"schema": SCHEMA, **event}), flush=True)
+        self.display.update(
+            lambda: (
+                f"stream {self.done}/{self._planned()}  {launch.policy_name} {launch.budget}  {kind} {protocol}  "
+                f"old facts {score.old.share or 0:.0%}"
+            )
+        )
+
+    def _bins(self, protocol: str, distances: list[int | None]) -> list[int]:
+        """Distances of the report: those of the first stream at its end, or eight equal steps on the way."""
+        if protocol == "end":
+            self.nominal = getattr(self, "nominal", None) or [each for each in distances if each is not None]
+            return self.nominal
+        return [self.length * (2 * step + 1) // 16 for step in range(8)]
+
+    def _planned(self) -> int:
+        return len(self.kinds) * len(self.protocols) * self.streams * len(self.launches)
+
+    def _stream(self, kind: str, seed: int) -> Stream:
+        if self.needles == "slides":
+            each = self.family.media_tokens(self.family.model.config)[0]
+            if not each:
+                raise UsageError(f"{self.launches[0].request.model} takes no video", "--needles text")
+            return Stream(self.family, slide_haystack(seed, max(24, self.length // each), self.facts, kind == "diverse"))
+        # Sentences are about as long as one another: a first haystack tells how many make the length.
+        probe = text_haystack(seed, 64, 2, kind == "diverse").items
+        average = len(self.family.tokenize("".join(probe))) / len(probe)
+        return Stream(self.family, text_haystack(seed, max(24, round(self.length / average)), self.facts, kind == "diverse"))

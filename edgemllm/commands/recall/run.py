@@ -1,0 +1,231 @@
+"""What each policy still knows of a long stream: needles at known distances, asked for at its end or on the way."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgemllm.cache.attention import forward
+from edgemllm.cache.chunk import Chunk
+from edgemllm.commands.recall import slides
+from edgemllm.commands.recall.needles import RECENT, Haystack, Needle
+from edgemllm.media.frame import Frame
+from edgemllm.meter import Meter
+from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.sampling import Sampling
+from edgemllm.session import FRAMES_AT_ONCE, Session
+
+SHORT = Sampling(max_tokens=6)
+ROUNDS = 4
+"""In the protocol `rounds`, questions come after every such part of the stream."""
+PER_ROUND = 3
+
+
+@dataclass
+class Answers:
+    """One stream under one policy: for each question its needle's distance in tokens (None: never told), and how it went."""
+
+    distances: list[int | None] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
+    refused: list[bool] = field(default_factory=list)
+    recent: list[bool] = field(default_factory=list)
+    held: float = 0.0
+    """Share of the needles' tokens in the cache at the end, mean over layers and heads."""
+    peak: int = 0
+    """The most slots that a layer ever used."""
+
+
+class Stream:
+    """A haystack as tokens: made once, shown to every policy."""
+
+    def __init__(self, family: ModelFamily, haystack: Haystack) -> None:
+        self.family, self.haystack = family, haystack
+        self.frames = isinstance(haystack.items[0], Frame)
+        self.recorded: dict[int, Chunk] = {}
+
+    def begin(self, session: Session, record: bool) -> None:
+        """Open a video where none is open; what the tower makes of it is kept where `record` says that it will recur."""
+        if self.frames and session.clip is None:
+            clip = session.begin(1.0)
+            session.clip = Recorder(clip, self.recorded) if record else clip
+
+    def show(self, session: Session, first: int, last: int) -> None:
+        """Items first to last (excluded)."""
+        items = self.haystack.items[first:last]
+        if not self.frames:
+            for item in items:
+                session.feed(self.family.text(self.family.tokenize(item), session.position))
+            return
+        for start in range(0, len(items), FRAMES_AT_ONCE):
+            session.see(items[start : start + FRAMES_AT_ONCE])
+
+    def is_fact(self, number: int) -> bool:
+        """Whether item `number` belongs to a needle."""
+        return any(needle.first <= number <= needle.last for needle in self.haystack.needles)
+
+
+class Recorder(Clip):
+    """A clip whose chunks are computed once: every policy gets the same frames at the same positions."""
+
+    def __init__(self, clip: Clip, recorded: dict[int, Chunk]) -> None:
+        super().__init__(clip.family)
+        self.clip, self.recorded = clip, recorded
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk | None:
+        key = frames[0].index
+        if key not in self.recorded:
+            chunk = self.clip.frames(frames, offset)
+            if chunk is None:
+                return None
+            self.recorded[key] = chunk
+        return self.recorded[key]
+
+    def end(self, offset: int) -> Chunk | None:
+        return self.clip.end(offset)
+
+
+class Marks:
+    """Which tokens carry facts: told to the oracle as they come in, and counted at the end."""
+
+    def __init__(self, stream: Stream) -> None:
+        needles = stream.haystack.needles
+        self.seconds = torch.tensor([float(item) for needle in needles for item in range(needle.first, needle.last + 1)])
+        self.spans: list[tuple[int, int]] = []
+        """Stream positions (first, behind the last) of told sentences."""
+
+    def of(self, positions: Tensor, time: Tensor) -> Tensor:
+        """Bool, of the shape of `time`: the tokens that carry facts, by their stream position and second."""
+        found = torch.isin(time, self.seconds.to(time.device))
+        for first, behind in self.spans:
+            found |= (positions >= first) & (positions < behind)
+        return found
+
+    def mark(self, session: Session) -> None:
+        """Fill the slots `fact` of a policy that has them."""
+        for layer in session.cache.governed:
+            if "fact" in layer.slots:
+                live = slice(layer.length)
+                layer.slot("fact").copy_(self.of(layer.positions[0, ..., live], layer.time[..., live]))
+
+    def held(self, session: Session, told: int) -> float:
+        """Share of the `told` fact tokens that are in the cache."""
+        layers = session.cache.governed
+        count = sum(
+            float(self.of(layer.positions[0, ..., : layer.length], layer.time[..., : layer.length]).sum()) / layer.keys.shape[1]
+            for layer in layers
+        )
+        return count / (told * len(layers)) if told else 0.0
+
+
+def at_the_end(session: Session, stream: Stream) -> Answers:
+    """Every needle, and what was never told, each asked of the same cache."""
+    walk = _Walk(session, stream, record=True)
+    walk.on(len(stream.haystack.items))
+    for needle in stream.haystack.needles:
+        walk.ask(branch(session), needle)
+    for question in stream.haystack.unseen:
+        walk.ask(branch(session), question)
+    return walk.done()
+
+
+def in_rounds(session: Session, stream: Stream) -> Answers:
+    """After every part of the stream some questions about what was told so far; they and the answers stay in the cache."""
+    walk = _Walk(session, stream, record=False)
+    length, rng = len(stream.haystack.items), np.random.default_rng(stream.haystack.seed)
+    for number in range(1, ROUNDS + 1):
+        end = length * number // ROUNDS
+        walk.on(end)
+        told = [needle for needle in stream.haystack.needles if needle.last < end]
+        for chosen in rng.permutation(len(told))[:PER_ROUND]:
+            walk.ask(session, told[int(chosen)])
+    for question in stream.haystack.unseen:
+        walk.ask(session, question)
+    return walk.done()
+
+
+PROTOCOLS: dict[str, Callable[[Session, Stream], Answers]] = {"end": at_the_end, "rounds": in_rounds}
+
+
+class _Walk:
+    """One pass over a stream, with questions."""
+
+    def __init__(self, session: Session, stream: Stream, record: bool) -> None:
+        self.session, self.stream, self.record = session, stream, record
+        self.answers, self.marks = Answers(), Marks(stream)
+        self.shown = self.told = 0
+        self.ends: dict[int, int] = {}
+        """Tokens seen when an item was in."""
+        session.on_step = self._step
+
+    def _step(self, session: Session) -> None:
+        self.marks.mark(session)
+        self.answers.peak = max(self.answers.peak, *(layer.length for layer in session.cache.governed))
+
+    def on(self, end: int) -> None:
+        """Show the stream up to item `end`."""
+        session = self.session
+        while self.shown < end:
+            last = min(self.shown + (FRAMES_AT_ONCE if self.stream.frames else 1), end)
+            self.stream.begin(session, self.record)
+            before, place = session.cache.seen, session.position
+            facts = sum(self.stream.is_fact(item) for item in range(self.shown, last))
+            if facts and not self.stream.frames:
+                self.marks.spans.append((place, place + len(session.family.tokenize(self.stream.haystack.items[self.shown]))))
+            self.stream.show(session, self.shown, last)
+            count = session.cache.seen - before
+            for item in range(self.shown, last):
+                self.ends[item] = before + count * (item + 1 - self.shown) // (last - self.shown)
+            self.told += count * facts // (last - self.shown)
+            self.shown = last
+
+    def ask(self, session: Session, asked: Needle | str) -> None:
+        """One question, about a needle or about what was never told."""
+        needle = asked if isinstance(asked, Needle) else None
+        question = asked.question if isinstance(asked, Needle) else asked
+        distance = None if needle is None else session.cache.seen - self.ends[needle.last]
+        words = "".join(session.ask(question, SHORT)) if self.stream.frames else complete(session, question)
+        refused = slides.NOT_SEEN in words
+        found = re.search(r"\d+", words)
+        digits = found.group() if found else None
+        self.answers.distances.append(distance)
+        self.answers.refused.append(refused)
+        self.answers.right.append(refused if needle is None else digits == needle.answer)
+        self.answers.recent.append(needle is not None and self.shown - needle.last <= RECENT)
+
+    def done(self) -> Answers:
+        """With the share of the facts that the cache holds."""
+        self.answers.held = self.marks.held(self.session, self.told)
+        return self.answers
+
+
+def branch(session: Session) -> Session:
+    """A session that goes on from here with a cache of its own; the weights are shared."""
+    kept: dict[int, Any] = {id(layer.policy): layer.policy for layer in session.cache.layers}
+    kept |= {id(part): part for part in vars(session.cache.rope).values() if isinstance(part, torch.nn.Module)}
+    other = copy.copy(session)
+    other.cache = copy.deepcopy(session.cache, kept)
+    other.meter, other.media = Meter(), list(session.media)
+    other.on_step = lambda _: None
+    return other
+
+
+@torch.inference_mode()
+def complete(session: Session, beginning: str) -> str:
+    """The likeliest tokens behind `beginning`: for models and streams without a chat."""
+    family = session.family
+    logits = session.feed(family.text(family.tokenize(beginning), session.position))
+    tokens: list[int] = []
+    for _ in range(3):
+        tokens.append(int(logits.argmax(-1)))
+        hidden = forward(family.text_model, session.cache, family.text(tokens[-1:], session.position))
+        session.position += 1
+        logits = family.logits(hidden)[:, -1]
+    words: str = family.tokenizer.decode(tokens)
+    return words

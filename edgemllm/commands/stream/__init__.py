@@ -1,0 +1,1 @@
+"""`edgemllm stream`: a live source, watched for as long as it lasts."""

@@ -1,0 +1,50 @@
+"""Still images: one file, or a folder of them in order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from edgemllm.errors import MediaError, MissingError
+from edgemllm.media.frame import Frame
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def is_image(source: str) -> bool:
+    """Whether a path names a still image."""
+    return Path(source).suffix.lower() in IMAGES
+
+
+def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") -> Frame:
+    """One image file, turned as its EXIF orientation says. Raises MissingError and MediaError."""
+    if not Path(path).is_file():
+        raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                # Transparency lies on white, as in transformers.
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return Frame(np.array(upright.convert("RGB")), seconds, index, name)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        size = Path(path).stat().st_size
+        raise MediaError(f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg") from error
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder: frame_2 before frame_10, without the hidden files that macOS leaves."""
+    found = [file for file in folder.iterdir() if is_image(file.name) and not file.name.startswith(".")]
+    if not found:
+        raise MissingError(f"folder {folder} has no images", f"put {', '.join(sorted(IMAGES))} files into it")
+    return sorted(found, key=natural)
+
+
+def natural(path: Path) -> tuple[list[str | int], str]:
+    """A sort key by which frame_2 comes before frame_10."""
+    parts = re.split(r"([0-9]+)", path.name.lower())
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name

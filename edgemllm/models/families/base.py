@@ -1,0 +1,247 @@
+"""The contract of a model family: a checkpoint becomes chunks and logits.
+
+A family is one file in this folder that names the `model_type`s it serves. Only it knows modalities; everything after
+`Chunk` is the same for all. `tiny()` gives a random model of the real configuration class for the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.attention import NAME
+from edgemllm.cache.chunk import Chunk, Modality
+from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.rope import Rope
+from edgemllm.cache.size import CacheSpec
+from edgemllm.errors import UsageError
+from edgemllm.media.detail import ANY, Detail
+from edgemllm.media.frame import Frame
+from edgemllm.policies.base import CachePolicy
+
+
+class ModelFamily:
+    """A loaded model behind one face."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """Values of `config.model_type` this family serves."""
+
+    text_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
+    """Language models whose attention and positions are known to be handled rightly."""
+
+    vision_types: ClassVar[tuple[str, ...]] = ()
+    """Vision towers this family feeds rightly."""
+
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    """The transformers class that loads a checkpoint."""
+
+    vision_modules: ClassVar[tuple[str, ...]] = ()
+    """Full module prefixes that are never quantised (a bare "vision_tower" matches nothing in bitsandbytes' skip list)."""
+
+    attention: ClassVar[Any] = {"text_config": NAME, "vision_config": "sdpa"}
+    """What to give transformers as `attn_implementation`: ours for the language model alone."""
+
+    image_token: str | None = None
+    video_token: str | None = None
+    """What the chat template writes where an image or a video goes."""
+
+    around: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    """Text that a kind of media has before and behind it, tokenised together with the neighbouring text."""
+
+    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        self.detail = detail or ANY
+        self.config = model.config.get_text_config()
+        self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: its folder, or the architecture."""
+        return Path(self.folder).name if self.folder else str(self.model.config.model_type)
+
+    # ---- the language model ------------------------------------------------------------------------------------
+
+    axes: ClassVar[int] = 1
+
+    sliding_rope: Rope | None = None
+    """The rotation of sliding layers, where it is another than that of full ones."""
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder that takes `inputs_embeds`."""
+        return self.model.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.text_model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.text_model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def spec(self) -> CacheSpec:
+        """The shape of the KV cache."""
+        return cache_spec(self.config, self.dtype.itemsize, self.axes)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(B, q, E) to (B, q, V)."""
+        logits: Tensor = self.model.lm_head(hidden)
+        return logits
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        generation = getattr(self.model, "generation_config", None)
+        ends = getattr(generation, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
+
+    def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
+        """An empty cache of `budget` tokens a layer (None: unbounded), to be fed at most `chunk` tokens at once."""
+        spec = self.spec
+        cache = KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
+        cache.share()
+        return cache
+
+    @classmethod
+    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
+        """Tokens of a video frame and of a still image, at most, from the configuration alone: for planning."""
+        return 0, 0
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """UsageError for a configuration of these model types whose parts this family cannot feed."""
+        tower = getattr(config, "vision_config", None)
+        parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", tower, cls.vision_types))
+        for part, inner, known in parts:
+            if inner is not None and inner.model_type not in known:
+                raise UsageError(
+                    f"{config.model_type} with a {part} of type {inner.model_type!r} is not supported",
+                    f"supported here: {', '.join(known)}",
+                )
+
+    @classmethod
+    def together(cls, config: Any) -> int:
+        """Tokens that have to come in one forward pass, because they see each other both ways."""
+        return 1
+
+    @classmethod
+    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
+        """Patches of the largest picture that goes through a tower of any resolution at once; None: its one size."""
+        return None
+
+    @classmethod
+    def check_detail(cls, config: Any, detail: Detail) -> None:
+        """Refuse what the architecture does not offer; most have a fixed number of tokens."""
+        if detail != ANY:
+            raise UsageError(
+                f"{config.model_type} takes pictures of one size: {detail} has no meaning",
+                "leave it out and lower --fps, or choose a model with dynamic resolution such as Qwen2.5-VL",
+            )
+
+    # ---- inputs ------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of already formatted text; nothing is added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text(self, ids: Sequence[int], offset: int) -> Chunk:
+        """Text tokens as a chunk that starts at position `offset`."""
+        embeds = self.text_model.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
+        return Chunk.of_text(embeds, offset, self.axes)
+
+    def video(self, interval: float | None = None) -> Clip:
+        """Begin a video whose frames are `interval` seconds apart (None or 0: as their times say)."""
+        return Clip(self)
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
+        """Frames of one video segment, without what closes it."""
+        raise UsageError(f"{self.config.model_type} models take no video", "choose a model with video input (edgemllm models)")
+
+    def video_end(self, offset: int) -> Chunk | None:
+        """What the architecture puts behind the last frame of a video, if anything."""
+        return None
+
+    def image(self, frame: Frame, offset: int) -> Chunk:
+        """One still image."""
+        raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
+
+    def upload(self, pixels: Tensor) -> Tensor:
+        """Pixels on the model's device and in its dtype; through pinned memory on CUDA, so that nothing waits for the copy."""
+        pinned = pixels.pin_memory() if self.device.type == "cuda" else pixels
+        return pinned.to(self.device, non_blocking=True).to(self.dtype)
+
+    def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
+        """Text and features (q, E), the latter seen at `time`, as one chunk."""
+        chunks: list[Chunk] = []
+        for piece in pieces:
+            place = chunks[-1].next_position if chunks else offset
+            if isinstance(piece, str):
+                chunks.append(self.text(self.tokenize(piece), place))
+            else:
+                chunks.append(self.vision(piece, place, torch.full((len(piece),), time)))
+        return Chunk.join(chunks)
+
+    def vision(self, features: Tensor, offset: int, time: Tensor) -> Chunk:
+        """Features (q, E) seen at `time` (q,) as a chunk with 1-D positions."""
+        chunk = Chunk.of_text(features[None].to(self.dtype), offset, self.axes)
+        modality = torch.full_like(chunk.modality, Modality.VISION)
+        return Chunk(chunk.embeds, chunk.positions, modality, time[None].to(self.device))
+
+
+class Clip:
+    """A video on its way in, a few frames at a time: every piece gets what the whole video at once would give it."""
+
+    counters: ClassVar[tuple[str, ...]] = ()
+    """Attributes that say where the video stands, besides `waiting`: what a saved session keeps."""
+
+    def __init__(self, family: ModelFamily) -> None:
+        self.family: Any = family
+        self.waiting: list[Frame] = []
+        """Frames that lack a partner."""
+
+    def frames(self, frames: Sequence[Frame], offset: int) -> Chunk | None:
+        """The next frames as a chunk at stream position `offset`; None where they wait for more."""
+        chunk: Chunk = self.family.frames(frames, offset)
+        return chunk
+
+    def end(self, offset: int) -> Chunk | None:
+        """What is still waiting, and what closes the video."""
+        chunk: Chunk | None = self.family.video_end(offset)
+        return chunk
+
+
+def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
+    """The cache shape of a text configuration."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return CacheSpec(config.num_hidden_layers, heads, kv_heads, head_dim, itemsize, axes, sliding_windows(config, axes))
+
+
+def sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
+    """The sliding window of each layer, None for full attention; UsageError for layers that are neither."""
+    count = config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= config.max_position_embeddings:
+        window = None  # longer than what the model knows: it never hides anything
+    kinds = list(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count)
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or (axes > 1 and window and "sliding_attention" in kinds):
+        raise UsageError(
+            f"{config.model_type} with {', '.join(unknown) or 'sliding windows'} is not supported: a KV cache policy "
+            "has no say in such layers",
+            "choose a model whose layers use full attention",
+        )
+    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return windows if any(windows) else ()

@@ -1,0 +1,1 @@
+"""Picture preprocessing, equal to transformers' own."""

@@ -1,0 +1,70 @@
+"""Peaks of memory besides weights and cache, as formulas on the safe side: encoding frames, one step of prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgemllm.models.spec import ITEM_BYTES, ModelSpec, VisionSpec
+
+WEIGHT_BYTES = 12
+"""Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What a cache policy needs for a moment, besides its cache."""
+
+    watched: int = 0
+    """Queries of a chunk whose attention is shown to it at once."""
+
+    window: int = 0
+    """Kept queries whose attention is computed when room is made."""
+
+    key_copies: int = 2
+    """float32 copies of a layer's keys while that layer is compacted."""
+
+
+NOTHING = Scratch()
+
+
+def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
+    """Peak of encoding `frames` frames (or tiles) at once.
+
+    Per patch: float32 pixels twice (processor and device); the hidden states that are kept (LLaVA: of all layers);
+    in one block residual, norm, q, k, v, attention and output (7 hidden), gate, up and product (3 intermediate);
+    two outputs as wide as the language model. The kernels of SDPA need no patch x patch matrix.
+    """
+    if vision is None:
+        return 0
+    values = vision.hidden * (vision.kept_states + 7) + 3 * vision.intermediate + 2 * hidden
+    return frames * vision.patches * (values * ITEM_BYTES[dtype] + 2 * 4 * vision.patch_values)
+
+
+def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens: int, scratch: Scratch = NOTHING) -> int:
+    """Peak of one prefill step: `chunk` new tokens against a cache of `tokens` a layer, in one layer at a time."""
+    fixed, per_token = activation_terms(spec, quant, dtype, chunk, scratch)
+    return fixed + per_token * tokens
+
+
+def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratch: Scratch = NOTHING) -> tuple[int, int]:
+    """(bytes at an empty cache, bytes for each cached token a layer).
+
+    Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.
+    Per token seen by attention: its mask column, rotated key and the repeated key and value of grouped heads, and the
+    weights that a policy watches; or, where it is more, what a compaction before takes. Once: the last row's logits in
+    float32 and in dtype, and the scratch of quantised products: nf4 unpacks the largest matrix, int8 multiplies into
+    32-bit integers.
+    """
+    item = ITEM_BYTES[dtype]
+    heads = spec.heads + 2 * spec.kv_heads
+    per_new = (4 * spec.hidden + 2 * heads * spec.head_dim + 3 * spec.intermediate) * item
+    attention = chunk * item + (spec.kv_heads + 2 * spec.heads) * spec.head_dim * item
+    attention += spec.heads * min(scratch.watched, chunk) * WEIGHT_BYTES
+    compaction = 4 * scratch.key_copies * spec.kv_heads * spec.head_dim + spec.heads * scratch.window * WEIGHT_BYTES
+    per_token = max(attention, compaction)
+    once = spec.vocab * (4 + item)
+    if quant == "nf4":
+        once += max((shape.rows * shape.columns for shape in spec.linears), default=0) * item
+    elif quant == "int8":
+        once += max((chunk * (4 * shape.rows + shape.columns) for shape in spec.linears), default=0)
+    return chunk * (per_new + per_token) + once, per_token

@@ -1,0 +1,149 @@
+"""The live line on stderr: frames, cache, memory and speed; plain lines where stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgemllm.device import memory
+from edgemllm.device.memory import human_bytes
+from edgemllm.errors import UsageError
+from edgemllm.units import clock
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    from edgemllm.session import Session
+
+HERTZ = 4
+PLAIN_SECONDS = 5.0
+BAR = 10
+
+
+class Display:
+    """Shows a session's state as it changes; `mode` is auto, plain or none."""
+
+    def __init__(self, mode: str = "auto", device: str = "cpu") -> None:
+        if mode not in ("auto", "plain", "none"):
+            raise UsageError(f"--progress {mode} is unknown", "auto, plain or none")
+        if mode == "auto":
+            mode = "live" if sys.stderr.isatty() else "plain"
+        self.mode, self.device = mode, device
+        self.shown = time.monotonic()
+        self.expected: int | None = None
+        """Frames the running video will bring."""
+        self.paused = False
+        self._live: Live | None = None
+
+    def step(self, session: Session) -> None:
+        """Called after every forward pass."""
+        self.update(lambda: status(session, self.device, self.expected))
+
+    def update(self, line: Callable[[], str]) -> None:
+        """Draw what `line` says, at most a few times a second."""
+        now = time.monotonic()
+        if self.paused or self.mode == "none" or now - self.shown < (1 / HERTZ if self.mode == "live" else PLAIN_SECONDS):
+            return
+        self.shown = now
+        text = line()
+        if self.mode == "plain":
+            self.say(text)
+            return
+        from rich.text import Text
+
+        self._start().update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def tell(self, text: str) -> None:
+        """Lines that were asked for: shown in every mode."""
+        self.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def pause(self, prompt: str) -> None:
+        """Draw no live line until `resume`, and ask for input."""
+        self.clear()
+        self.paused = True
+        print(prompt, end="", file=sys.stderr, flush=True)
+
+    def hold(self) -> None:
+        """Draw no live line until `resume` if an answer is about to be written on the same terminal: it would be drawn over."""
+        self.clear()
+        self.paused = sys.stdout.isatty()
+
+    def resume(self) -> None:
+        """Draw again."""
+        self.paused = False
+
+    def clear(self) -> None:
+        """Take the live line away, before anything else is written."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def say(self, text: str) -> None:
+        """A line of our own on stderr."""
+        self.clear()
+        if self.mode != "none":
+            print(text, file=sys.stderr, flush=True)
+
+    def _start(self) -> Live:
+        if self._live is None:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
+            self._live.start()
+        return self._live
+
+
+def status(session: Session, device: str, expected: int | None = None) -> str:
+    """One line: where we are, what the cache holds, what memory and speed are."""
+    kv, meter = session.kv(), session.meter
+    budget = kv["budget_tokens"]
+    kept = round(kv["tokens"])
+    full = min(BAR, round(BAR * kept / budget)) if budget else 0
+    bar = f" {'▮' * full}{'▯' * (BAR - full)}" if budget else ""
+    here = memory.probe(device)
+    kind = " unified" if here.kind == "unified" else ""
+    rates = meter.rates()
+    speed = f"{rates['decode_tps']:.1f} tok/s" if meter.decode_tokens else f"{rates['prefill_tps']:.0f} tok/s in"
+    left_out = [f"{name} {count}" for name, count in (("skipped", meter.skipped), ("dropped", meter.dropped)) if count]
+    frames = f"frames {meter.frames}{f'/{expected}' if expected else ''}" if meter.frames else ""
+    frames += (f" ({', '.join(left_out)})" if left_out else "") + ("  " if meter.frames else "")
+    return (
+        f"{clock(meter.video_s)}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
+        f"evicted {kv['evicted_tokens']}  mem {human_bytes(here.used_bytes)}/{human_bytes(here.total_bytes)}{kind}  {speed}"
+    )
+
+
+def remembered(session: Session) -> str:
+    """What eviction has cost: tokens dropped, and which part of the video is still, at least partly, in the cache."""
+    kv = session.kv()
+    if not kv["evicted_tokens"]:
+        return f"nothing evicted: all {kv['seen_tokens']} tokens are in the cache"
+    text = f"{kv['evicted_tokens']} of {kv['seen_tokens']} tokens evicted"
+    times = session.cache.remembered_times()
+    if session.meter.frames and len(times):
+        text += (
+            f"; remembering {clock(float(times[0]))} … {clock(float(times[-1]))}, "
+            f"{len(times)} of {session.meter.frames} frames at least partly"
+        )
+    elif session.meter.frames:
+        text += f"; none of {session.meter.frames} frames is left"
+    return text
+
+
+def strip(session: Session, width: int = 60) -> str:
+    """The video as a row of blocks, from empty to full by the share of its frames still in the cache."""
+    times: Any = session.cache.remembered_times()
+    length = session.meter.video_s
+    if not session.meter.frames or length <= 0:
+        return "no video yet"
+    levels = " ▁▂▃▄▅▆▇█"
+    counts = [0] * width
+    for seconds in times.tolist():
+        counts[min(width - 1, int(seconds / (length + 1e-6) * width))] += 1
+    each = max(1.0, session.meter.frames / width)
+    blocks = "".join(levels[min(8, -int(-8 * count // each))] for count in counts)
+    return f"00:00:00 |{blocks}| {clock(length)}"
