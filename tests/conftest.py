@@ -14,6 +14,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """List what other packages will remove, where a run is about their newest or oldest versions; else that is an error."""
+    if os.environ.get("EDGEMLLM_TEST_VERSIONS") in ("newest", "floor"):
+        for category in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+            config.addinivalue_line("filterwarnings", f"default::{category}")
+            config.addinivalue_line("filterwarnings", rf"error::{category}:edgemllm\..*")
+
+
 @pytest.fixture
 def inference() -> Iterator[None]:
     """No gradients."""
