@@ -104,15 +104,16 @@ def prepare(
     input_tokens: Callable[[Any], int | None] = lambda config: None,
     plan_only: bool = False,
     checkpoint: Checkpoint | None = None,
+    advise: bool = True,
 ) -> Launch:
     """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
 
-    `checkpoint`: that of the request, where it was already looked up.
+    `checkpoint`: that of the request, where it was already looked up. `advise`: name a smaller model where no setting helps.
 
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
     """
     from edgemllm import policies
-    from edgemllm.models import loading
+    from edgemllm.models import loading, shipped
     from edgemllm.models.families.base import cache_spec
     from edgemllm.session import FRAMES_AT_ONCE
 
@@ -127,7 +128,8 @@ def prepare(
     policy_name = request.policy or profile.cache.policy
     policy = policies.build(policy_name, request.settings)
     budget = parse_kv_budget(request.kv_budget)
-    checkpoint = checkpoint or loading.locate(request.model, request.offline, request.trust_remote_code, _say)
+    name = shipped.architecture(request.model) if plan_only else request.model
+    checkpoint = checkpoint or loading.locate(name, request.offline, request.trust_remote_code, _say)
     family = checkpoint.family
     family.check_detail(checkpoint.config, request.detail)
 
@@ -178,7 +180,24 @@ def prepare(
             )
         # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
         chunk = request.chunk or max(1, min(max(min(chunk, slots // 4), family.together(checkpoint.config)), room))
+    if not planned.fits and not planned.suggestions and advise:
+        planned = replace(planned, suggestions=(_smaller_model(request, spec.parameters, spec.vision is not None, plan_only),))
     return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here)
+
+
+def _smaller_model(request: Request, parameters: int, vision: bool, plan_only: bool) -> str:
+    """What to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
+    from edgemllm.models import shipped
+
+    for name in shipped.smaller(parameters, vision):
+        smaller = replace(request, model=shipped.architecture(name), detail=ANY)
+        try:
+            made = prepare(smaller, plan_only=plan_only, advise=False).plan
+        except (DoesNotFitError, UsageError):  # an option of this run means nothing there
+            continue
+        if made.fits:
+            return f"--model {name}   needs {memory.human_bytes(made.total_bytes)}"
+    return "a device with more memory: no model that edgemllm knows fits here with these options"
 
 
 class out_of_memory:

@@ -302,3 +302,31 @@ def test_detail_that_a_model_does_not_offer() -> None:
     done = run(*SHORT_RUN, "--tokens-per-frame", "64", "hi")
     assert done.returncode == 2
     assert "pictures of one size" in done.stderr
+
+
+def test_a_name_that_models_prints_is_short_for_its_hub_id() -> None:
+    done = run("chat", "--offline", "-m", "qwen2.5-vl-3b", "hi")
+    assert done.returncode == 3  # never downloaded here
+    assert "qwen2.5-vl-3b is short for Qwen/Qwen2.5-VL-3B-Instruct (random:qwen2.5-vl-3b:" in done.stderr
+    assert "no trained weights" in run("chat", "-m", "bench-134m", "hi").stderr
+    assert "did you mean 'qwen2.5-vl-3b'" in run("chat", "-m", "qwen2.5-vl-3", "hi").stderr
+    found = run("models", "qwen")
+    assert found.returncode == 3
+    assert "qwen2.5-vl-3b" in found.stderr
+    assert "gemma" not in found.stderr
+    assert "3.7 million" in run("models", "demo").stdout
+
+
+def test_a_plan_names_a_model_that_fits_where_no_setting_helps() -> None:
+    tight = ("plan", "--profile", "orin-nano-8gb", "--kv-budget", "512MiB", "--offline")
+    done = run(*tight, "-m", "qwen3-vl-8b")
+    assert done.returncode == 4
+    assert "is short for" not in done.stderr, "a plan downloads nothing"
+    advice = done.stdout.splitlines()[-1]
+    assert advice.startswith("  try: --model ")
+    assert run(*tight, *advice.split()[1:3]).returncode == 0
+
+
+def test_a_plan_gives_a_speed_only_where_memory_bandwidth_limits_it() -> None:
+    assert "no ceiling" in run("plan", "--profile", "orin-nano-8gb").stdout
+    assert "tokens/s while decoding" in run("plan", "--profile", "orin-nano-8gb", "-m", "smolvlm2-2.2b").stdout

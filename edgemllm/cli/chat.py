@@ -61,7 +61,7 @@ def chat(
     Without a question: a conversation on a terminal (/help), otherwise one question a line from standard input.
     """
     if any(not question.strip() for question in questions or []):
-        raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red circle?"')
+        raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
     from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from edgemllm.errors import MissingError
 
 Name = Annotated[str | None, typer.Argument(help="Show one: sizes, tokens of a picture, and the devices it fits.")]
 
@@ -33,7 +36,7 @@ def models(name: Name = None) -> None:
     for source, size in sorted(here.items()):
         if source not in known:
             print(f"{source}   in the cache, {human_bytes(size)}")
-    print("\n--model takes a hub id or a folder; random:NAME runs an architecture without a download")
+    print("\n--model takes a name, a hub id or a folder; random:NAME runs an architecture without a download")
     print("where one fits: edgemllm models NAME")
 
 
@@ -46,13 +49,17 @@ def _one(name: str) -> None:
     from edgemllm.models.loading import locate
 
     quiet_libraries(False)
-    model = f"{shipped.PREFIX}{name}" if name in shipped.names() else name
+    model = shipped.architecture(name)
+    close = shipped.matching(name)
+    if model == name != "demo" and close and "/" not in name and not Path(name).is_dir():
+        raise MissingError(f"no model named {name}", f"edgemllm models {' | '.join(close)}")
     checkpoint = locate(model, offline=True)
     spec, (frame, still) = checkpoint.spec, checkpoint.family.media_tokens(checkpoint.config)
     inputs = ["text"]
     inputs += [f"images (up to {still} tokens)"] if still else []
     inputs += [f"video (up to {frame} tokens a frame)"] if frame else []
-    print(f"{name}: {checkpoint.config.model_type}, {spec.parameters / 1e9:.2f} billion parameters, {', '.join(inputs)}")
+    count = f"{spec.parameters / 1e6:,.1f} million" if spec.parameters < 1e8 else f"{spec.parameters / 1e9:.2f} billion"
+    print(f"{name}: {checkpoint.config.model_type}, {count} parameters, {', '.join(inputs)}")
     sizes = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
     print(f"weights: {', '.join(sizes)}" if not checkpoint.ready_made else f"weights: {checkpoint.ready_made}")
     print(table(over_profiles(Request(model, offline=True), checkpoint)))

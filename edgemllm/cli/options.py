@@ -43,7 +43,7 @@ def complete_profile(incomplete: str) -> list[str]:
     return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
 
 
-Model = Annotated[str, option("--model", "-m", help="A folder, a hub id, random:NAME (see `models`), or demo.", panel=MODEL)]
+Model = Annotated[str, option("--model", "-m", help="A name of `models`, random:NAME, a hub id or a folder.", panel=MODEL)]
 Quant = Annotated[str, option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)]
 Dtype = Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)]
 Device = Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)]

@@ -83,6 +83,8 @@ def arithmetic(made: Plan) -> str:
     lines = [f"  {name:12}{human_bytes(count):>12}  {note}".rstrip() for name, count, note in parts]
     if made.decode_tps_ceiling:
         lines.append(f"  at most {made.decode_tps_ceiling:.3g} tokens/s while decoding (memory bandwidth)")
+    else:
+        lines.append("  decoding speed: no ceiling from memory bandwidth (it is unknown, or the model too small to be limited)")
     lines.append("fits" if made.fits else "does not fit")
     lines += [f"  try: {suggestion}" for suggestion in made.suggestions]
     return "\n".join(lines)
@@ -129,7 +131,7 @@ def _body(launch: Launch) -> dict[str, Any]:
 
 def table(found: dict[str, Launch | DoesNotFitError]) -> str:
     """A line for every device."""
-    head = ("profile", "quant", "weights", "vision", "activ.", "kv", "total", "free", "kv tokens", "tok/s <=", "")
+    head = ("profile", "quant", "weights", "vision", "activ.", "kv", "total", "free", "kv tokens", "tok/s <=", "verdict")
     rows: list[tuple[str, ...]] = [head]
     for name, made in found.items():
         if isinstance(made, DoesNotFitError):
@@ -137,7 +139,7 @@ def table(found: dict[str, Launch | DoesNotFitError]) -> str:
             continue
         plan = made.plan
         sizes = (plan.weights_bytes, plan.vision_bytes, plan.activation_bytes, plan.kv_bytes, plan.total_bytes, plan.free_bytes)
-        speed = f"{plan.decode_tps_ceiling:.0f}" if plan.decode_tps_ceiling else ""
+        speed = f"{plan.decode_tps_ceiling:.0f}" if plan.decode_tps_ceiling else "-"
         verdict = "fits" if plan.fits else "does not fit"
         rows.append((name, made.quant, *(f"{size / 2**30:.2f}" for size in sizes), str(plan.kv_budget_tokens), speed, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -146,7 +148,8 @@ def table(found: dict[str, Launch | DoesNotFitError]) -> str:
         padded = zip(row, widths, strict=True)
         cells = [cell.ljust(width) if cell in (row[0], row[1], row[-1]) else cell.rjust(width) for cell, width in padded]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, "bytes in GiB; tok/s: what memory bandwidth allows at most while decoding"])
+    note = "bytes in GiB; tok/s: what memory bandwidth allows at most while decoding; -: unknown, or not the limit"
+    return "\n".join([*lines, note])
 
 
 def _every_model(request: Request) -> None:

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgemllm.errors import MissingError
+from edgemllm.errors import MissingError, nearest
+from edgemllm.models import shipped
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """What is fetched of a hub repository: no pickles, no code."""
@@ -21,8 +22,8 @@ def find(name: str, offline: bool, say: Callable[[str], None] = lambda line: Non
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MissingError(
-            f"no model folder {name}",
-            "give an existing folder, a hub id such as org/name, random:NAME (edgemllm models), or --model demo",
+            f"no model folder {name}{nearest(name, ['demo', *shipped.names()])}",
+            "give an existing folder, a hub id such as org/name, a NAME or random:NAME of `edgemllm models`, or --model demo",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -61,7 +61,7 @@ def locate(
     if name.startswith(shipped.PREFIX):
         config = AutoConfig.for_model(**shipped.read(name.removeprefix(shipped.PREFIX)))
         return Checkpoint(name, None, config)
-    folder = DEMO if name == "demo" else hub.find(name, offline, say)
+    folder = DEMO if name == "demo" else hub.find(shipped.full_name(name, say), offline, say)
     hub.check_files(name, folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,40 @@ def read(name: str) -> dict[str, Any]:
 def hub_id(name: str) -> str:
     """Where the trained weights are; empty for an architecture of our own."""
     return str(_file(name)["_name_or_path"])
+
+
+def full_name(name: str, say: Callable[[str], None] = lambda line: None) -> str:
+    """The hub id that a name of `edgemllm models` is short for, which `say` is told; any other name as it is.
+
+    A folder of that name goes first. Raises UsageError for an architecture without trained weights.
+    """
+    if name not in names() or Path(name).is_dir():
+        return name
+    trained = hub_id(name)
+    if not trained:
+        raise UsageError(f"{name} has no trained weights", f"--model {PREFIX}{name}: the architecture with random weights")
+    say(f"{name} is short for {trained} ({PREFIX}{name}: random weights, no download)")
+    return trained
+
+
+def architecture(name: str) -> str:
+    """`random:NAME` where `name` or the hub id it is short for is shipped, so that a plan downloads nothing; else `name`."""
+    if Path(name).is_dir():
+        return name
+    return next((f"{PREFIX}{each}" for each in names() if name in (each, hub_id(each))), name)
+
+
+def smaller(count: int, vision: bool) -> list[str]:
+    """Models with trained weights and fewer than `count` parameters, the largest first; only those that see, if `vision`."""
+    found = [name for name in names() if hub_id(name) and parameters(name) < count]
+    found = [name for name in found if not vision or "vision_config" in _file(name)]
+    return [*sorted(found, key=parameters, reverse=True), "demo"]
+
+
+def matching(word: str) -> list[str]:
+    """Names that contain `word`, or else the one that is nearest to it."""
+    known = ["demo", *names()]
+    return [name for name in known if word.lower() in name] or difflib.get_close_matches(word.lower(), known, n=1)
 
 
 def parameters(name: str) -> int:

@@ -23,6 +23,9 @@ __all__ = ["KVBudget", "ModelSpec", "Plan", "Scratch", "activation_bytes", "pars
 _Change = tuple[str, dict[str, Any]]
 """What to type, and the fields it changes."""
 
+LAUNCH_S = 0.001
+"""About what a decoded token costs in kernel launches alone: where reading memory takes less, bandwidth is not the limit."""
+
 CHUNKS = (512, 256, 128, 64, 32, 16)
 """Chunks to suggest, the largest first."""
 
@@ -61,7 +64,9 @@ class Plan:
     """Changes of the command line, each of which alone would make it fit."""
 
     decode_tps_ceiling: float | None = None
-    """Tokens a second if decoding did nothing but read memory: a ceiling, real speed is lower."""
+    """Tokens a second if decoding did nothing but read memory: a ceiling, real speed is lower.
+
+    None where the bandwidth is unknown, or so much higher than the model is large that it is not what limits."""
 
     where: str = ""
     """The kind of memory, its source and the device, for messages."""
@@ -83,7 +88,7 @@ class Plan:
             f"  free     {human_bytes(self.free_bytes)}  ({self.where})"
         )
         advice = self.suggestions or ("a smaller model: no setting makes this one fit here",)
-        return DoesNotFitError(message, "\n           ".join(advice))
+        return DoesNotFitError(message, "\n       ".join(advice))
 
 
 def plan(
@@ -145,7 +150,7 @@ def _add_up(case: Case, tokens: int) -> Plan:
         free_bytes=case.memory.free_bytes,
         kv_budget_tokens=tokens,
         kv_bytes_per_token=case.kv_bytes_per_token,
-        decode_tps_ceiling=None if bandwidth is None else bandwidth * 1e9 / max(1, read),
+        decode_tps_ceiling=bandwidth * 1e9 / read if bandwidth and read >= bandwidth * 1e9 * LAUNCH_S else None,
         where=f"{case.memory.source}; {case.memory.kind} memory, {case.profile.title}",
     )
 
