@@ -62,10 +62,21 @@ def test_policies_and_families_do_not_import_their_siblings() -> None:
                 assert not [other for other in others if f"edgemllm.{folder.replace('/', '.')}.{other} " in text], path
 
 
+PAGES = [TOP / "README.md", *TOP.glob("docs/**/*.md"), *TOP.glob("edgemllm/assets/**/*.md"), *TOP.glob("lab/**/*.*")]
+
+
 def test_scripts_that_are_named_as_commands_can_be_run() -> None:
-    pages = [TOP / "README.md", *TOP.glob("docs/**/*.md"), *TOP.glob("scripts/*.py")]
-    named = {name for page in pages for name in re.findall(r"^(?: {4})?(scripts/[\w./]+)", page.read_text(), re.MULTILINE)}
-    assert {"scripts/test", "scripts/bench_ratios.py"} <= named
+    pages = [page.read_text() for page in PAGES if page.suffix in (".md", ".py")]
+    named = {name for page in pages for name in re.findall(r"^(?: {4})?(scripts/[\w./]+)", page, re.MULTILINE)}
+    assert "scripts/test" in named
     for name in named:
         assert os.access(TOP / name, os.X_OK), name
         assert (TOP / name).read_text().startswith("#!"), name
+
+
+def test_lab_modules_that_are_named_as_commands_exist() -> None:
+    pages = [page.read_text() for page in PAGES if page.suffix in (".md", ".py")]
+    named = {name for page in pages for name in re.findall(r"python3? -m (lab[\w.]+\w)", page)}
+    assert "lab.measure.ratios" in named
+    for name in named:
+        assert 'if __name__ == "__main__":' in (TOP / f"{name.replace('.', '/')}.py").read_text(), name

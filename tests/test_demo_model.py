@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import lecture
 import numpy as np
 import pytest
 import torch
@@ -15,8 +13,10 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from edgemllm.commands.recall import slides
+from edgemllm.models import loading
+from lab.demo_model import renderer
 
-FOLDER = Path(slides.__file__).parents[1] / "assets" / "demo"
+FOLDER = loading.DEMO
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_it_answers_about_a_clip_of_another_renderer(model: Any, tokenizer: Any)
         dark = np.zeros((90, 160, 3), np.uint8)
         frames = [dark]
         for fact in facts:
-            frames += [lecture.slide(*fact.kind, fact.digit, 160, 90, rng)] * 2 + [dark]
+            frames += [renderer.slide(*fact.kind, fact.digit, 160, 90, rng)] * 2 + [dark]
         for topic, kind in [("number", kinds[seed % 3]), ("seen", kinds[1]), ("number", kinds[3])]:
             answer = say(model, tokenizer, frames, slides.ask(topic, kind))
             right.append(answer == slides.answer(topic, kind, facts))

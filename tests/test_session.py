@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lecture import slide
 
 from edgemllm import policies, session_file
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
@@ -22,6 +21,7 @@ from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
 from edgemllm.session import Session
+from lab.demo_model.renderer import slide
 
 SHORT = Sampling(max_tokens=12)
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Measure the demo model with stock transformers on clips of another renderer, and write its model card's numbers.
 
-    scripts/evaluate_demo.py edgemllm/assets/demo [--footage videos/] [--text novels/] [--streams 40]
+    python -m lab.demo_model.evaluate edgemllm/assets/demo [--footage videos/] [--text novels/] [--streams 40]
 
-Slides are drawn by tests/lecture.py, which the training never uses; footage is drawn, or frames of held-out videos.
+Slides are drawn by lab/demo_model/renderer.py, which the training never uses; footage is drawn, or frames of held-out videos.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
-
-import lecture  # noqa: E402
-from train_demo import HELD_OUT  # noqa: E402
-
-from edgemllm.commands.recall import slides  # noqa: E402
+from edgemllm.commands.recall import slides
+from lab.demo_model import renderer
+from lab.demo_model.train import HELD_OUT
 
 HEIGHT, WIDTH = 180, 320
 
@@ -63,12 +57,12 @@ def clip(
 
     footage()
     for fact in facts:
-        frames += [lecture.slide(*fact.kind, fact.digit, WIDTH, HEIGHT, rng)] * int(rng.integers(2, 5))
+        frames += [renderer.slide(*fact.kind, fact.digit, WIDTH, HEIGHT, rng)] * int(rng.integers(2, 5))
         footage()
     now = None
     if rng.random() < 0.5:
         now = facts[-1]
-        frames += [lecture.slide(*now.kind, now.digit, WIDTH, HEIGHT, rng)] * 2
+        frames += [renderer.slide(*now.kind, now.digit, WIDTH, HEIGHT, rng)] * 2
     return np.clip(np.stack(frames) * gain, 0, 255).astype(np.uint8), now
 
 
@@ -133,9 +127,10 @@ CARD = """# The demo model
 
 A LLaVA-OneVision (SigLIP tower, Qwen2 language model) of 3-4 million parameters, 4 tokens a frame, trained context 1024 tokens.
 It reads English prose and knows one small world: slides of a coloured shape and a digit among other footage
-(`edgemllm/commands/recall/slides.py`). Made by `scripts/train_demo.py`; {text} It is a test bed, not an assistant.
+(`edgemllm/commands/recall/slides.py`). Made by `python -m lab.demo_model.train`; {text} It is a test bed, not an assistant.
 
-Measured by `scripts/evaluate_demo.py` on {streams} clips of each condition (2 to 12 slides, another renderer, everything kept):
+Measured by `python -m lab.demo_model.evaluate` on {streams} clips of each condition (2 to 12 slides, another renderer,
+everything kept):
 
 | condition | question | right | asked | share |
 |---|---|---|---|---|

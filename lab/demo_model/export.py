@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo.frames import SIDE
 from transformers import GenerationConfig
+
+from lab.demo_model.frames import SIDE
 
 PIXELS = {
     "do_convert_rgb": True,

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Load a full-size model with random weights, stream an hour of frames through a fixed cache, and write down what it took.
 
-    scripts/gpu_hour.py --model random:qwen2.5-vl-7b --quant none nf4 --seconds 3600
+    python -m lab.measure.gpu_hour --model random:qwen2.5-vl-7b --quant none nf4 --seconds 3600
 
 Each quantisation runs in a process of its own, so that peaks are its own. Speed and bytes are those of the real model:
 they do not depend on the values of the weights. Answers mean nothing.
@@ -88,7 +87,7 @@ def page(device: str, folder: Path | None, about: str = "") -> Path:
     """Where measurements of a device go."""
     name = torch.cuda.get_device_name() if device == "cuda" else device
     stem = re.sub("[^a-z0-9]+", "-", f"{name} {about}".lower()).strip("-")
-    return (folder or Path(__file__).parents[1] / "docs" / "measurements") / f"{stem}.md"
+    return (folder or Path(__file__).parents[2] / "docs" / "measurements") / f"{stem}.md"
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -127,7 +126,11 @@ def main() -> None:
         return
     found = []
     for quant in options.quant:
-        done = subprocess.run([sys.executable, *sys.argv, "--quant", quant, "--alone"], stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "lab.measure.gpu_hour", *sys.argv[1:], "--quant", quant, "--alone"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode:
             sys.exit(f"{options.model} with {quant} failed with exit code {done.returncode}; its message is above")
         found.append(json.loads(done.stdout.splitlines()[-1]))

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Vary a policy's settings one at a time and count which facts of long streams the demo model still knows.
 
-    scripts/sweep.py --policy inf-mllm bias=0,0.003,0.01,0.03 recent=0.125,0.25,0.5 "window=8 recent=0.5"
+    python -m lab.measure.sweep --policy inf-mllm bias=0,0.003,0.01,0.03 recent=0.125,0.25,0.5 "window=8 recent=0.5"
 
 Values after a comma are a row each, settings between spaces one row together. Streams are those of `edgemllm recall`, with
 seeds below the ones it reports on. All settings see the same streams and get the same bytes; the first row is the default.

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from demo.streams import Stream, Writer
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from edgemllm.commands.recall import slides
+from lab.demo_model.streams import Stream, Writer
 
 
 class Head(NamedTuple):

@@ -1,14 +1,13 @@
-#!/usr/bin/env python3
 """Ratios of speed on a noisy machine: all sides take turns in one process, token by token, and medians are compared.
 
-    scripts/bench_ratios.py decode --contexts 2k,8k --sides stock,full,streaming-llm,inf-mllm,edge
-    scripts/bench_ratios.py prefill --contexts 8k --tokens 5 --sides stock,full      a whole prompt, and its first token
-    scripts/bench_ratios.py stream --sides straight-h2o,h2o,inf-mllm        rounds of prefill and decode
-    scripts/bench_ratios.py flat --sides inf-mllm --seen 10k,1M             the same policy early and late in a stream
-    scripts/bench_ratios.py flat --model demo --seen 100k,4M --feed 256     the same, 256 tokens in at a time
-    scripts/bench_ratios.py costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
+    python -m lab.measure.ratios decode --contexts 2k,8k --sides stock,full,streaming-llm,inf-mllm,edge
+    python -m lab.measure.ratios prefill --contexts 8k --tokens 5 --sides stock,full      a whole prompt, and its first token
+    python -m lab.measure.ratios stream --sides straight-h2o,h2o,inf-mllm        rounds of prefill and decode
+    python -m lab.measure.ratios flat --sides inf-mllm --seen 10k,1M             the same policy early and late in a stream
+    python -m lab.measure.ratios flat --model demo --seen 100k,4M --feed 256     the same, 256 tokens in at a time
+    python -m lab.measure.ratios costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
-A side is `stock` (transformers' DynamicCache), `straight-h2o` (scripts/straight_h2o.py) or a policy, with settings behind it:
+A side is `stock` (transformers' DynamicCache), `straight-h2o` (straight_h2o.py) or a policy, with settings after it:
 `streaming-llm/slack=1`. With `+turning` at the end, keys are stored as the model made them and turned at every step; with
 `+eager`, no CUDA graphs are captured. The first side is what the others are divided by. Caches are filled with random keys and
 values before decoding: speed does not depend on what they say.
@@ -27,8 +26,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from straight_h2o import NAME as STRAIGHT
-from straight_h2o import StraightH2O
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -40,6 +37,8 @@ from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.session import Session
 from edgemllm.units import parse_count, short_count
+from lab.measure.straight_h2o import NAME as STRAIGHT
+from lab.measure.straight_h2o import StraightH2O
 
 S = TypeVar("S")
 STOCK = "stock"

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """The papers' claims about speed on a CUDA device: policies at growing contexts, and captured decoding beside eager.
 
-    scripts/gpu_speed.py --model random:vicuna-7b random:qwen2.5-vl-7b --quant none nf4 --contexts 2k,8k,32k,128k
+    python -m lab.measure.gpu_speed --model random:vicuna-7b random:qwen2.5-vl-7b --quant none nf4 --contexts 2k,8k,32k,128k
 
 Every cell is one of `edgemllm bench`, in a process of its own. MEDA compresses the prompt to `rho`, so its budget is the whole
 context. The page is written after every cell: what was measured stays, whatever comes then.
@@ -17,13 +16,13 @@ from typing import Any
 
 import torch
 import transformers
-from gpu_hour import page
 
 from edgemllm.commands.bench import grid as bench
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Request
 from edgemllm.units import parse_count, short_count
+from lab.measure.gpu_hour import page
 
 BUDGET, ROOM = 2048, 1024
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -86,7 +85,7 @@ def main() -> None:
         f"# Speed on {device}\n",
         f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}, random weights, batch 1. "
         f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n",
-        f"    scripts/gpu_speed.py {' '.join(sys.argv[1:])}".rstrip() + "\n",
+        f"    python -m lab.measure.gpu_speed {' '.join(sys.argv[1:])}".rstrip() + "\n",
         f"| {' | '.join(COLUMNS)} |",
         "|---|---|" + "---:|---|" + "---:|" * (len(COLUMNS) - 4),
     ]
@@ -111,15 +110,15 @@ def main() -> None:
                     full = run if side == "full" else full
                     write(f"| {' | '.join(row(side, model, context, run, full))} |")
     ratios = [
-        str(Path(__file__).with_name("bench_ratios.py")), "decode", "--device", options.device, "--dtype", options.dtype,
+        "-m", "lab.measure.ratios", "decode", "--device", options.device, "--dtype", options.dtype,
         "--contexts", "4k", "--tokens", "128", "--sides", CAPTURED,
     ]  # fmt: skip
     for model in options.model:
         command = [*ratios, "--model", model]
-        write(f"\n## Decoding with graphs and without, {model}\n\n    scripts/bench_ratios.py {' '.join(command[1:])}\n")
+        write(f"\n## Decoding with graphs and without, {model}\n\n    python -m lab.measure.ratios {' '.join(command[2:])}\n")
         done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            sys.exit(f"bench_ratios.py failed with exit code {done.returncode}; its message is above")
+            sys.exit(f"lab.measure.ratios failed with exit code {done.returncode}; its message is above")
         write(done.stdout.rstrip())
     print(path)
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Stream hours of looped footage with slides, ask 300 questions on the way, and check that nothing grows or slows down.
 
-    scripts/three_hours.py --footage clip.mp4 --policies inf-mllm,edge --write docs/measurements/three-hours.md
+    python -m lab.measure.three_hours --footage clip.mp4 --policies inf-mllm,edge --write docs/measurements/three-hours.md
 
 makes one video, watches it with `edgemllm stream` once for each policy, in a process of its own, and tells: KV bytes, peak
 memory after ten minutes and at the end, seconds per frame in the first and the last hour (third, of a shorter video).
@@ -22,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hour_of_video import loop
+from lab.measure.hour_of_video import loop
 
 EARLY_S = 600
 GROWTH, SLOWER = 1.03, 1.2
@@ -123,7 +122,7 @@ every {every:g} s. One video of looped footage with a slide in every minute, wat
 own for each policy. Milliseconds a frame are the mean over a third of the video, questions left out; "times real time" counts
 everything, loading too. One run.
 
-    scripts/three_hours.py {footage}{what}
+    python -m lab.measure.three_hours {footage}{what}
 
 {HEAD}
 """ + "".join(f"{row}\n" for row in rows)

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from demo.gaze import Gaze
-from demo.language import Optimisers, build_language_model, text_batch
-from demo.streams import Bank, Stream, Writer
-from demo.vision import config, frame_tokens
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
+
+from lab.demo_model.gaze import Gaze
+from lab.demo_model.language import Optimisers, build_language_model, text_batch
+from lab.demo_model.streams import Bank, Stream, Writer
+from lab.demo_model.vision import config, frame_tokens
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo.language import Optimisers
-from demo.vision import config, frame_tokens, shift
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from edgemllm.commands.recall import slides
+from lab.demo_model.language import Optimisers
+from lab.demo_model.vision import config, frame_tokens, shift
 
 SHARPNESS = 24.0
 WORDS = (

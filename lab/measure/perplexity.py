@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Measure `edgemllm perplexity` as docs/measurements/perplexity.md tells it, part by part, each one resumable.
 
-    scripts/measure_perplexity.py long beyond sweep --books DIR
-    scripts/measure_perplexity.py second --second-model DIR --second-text DIR
-    scripts/measure_perplexity.py report
+    python -m lab.measure.perplexity long beyond sweep --books DIR
+    python -m lab.measure.perplexity second --second-model DIR --second-text DIR
+    python -m lab.measure.perplexity report
 
 `long` streams 4M tokens of shuffled book pages under inf-mllm and streaming-llm. `beyond` goes past the trained length
 with full and window. `sweep` tries inf-mllm's settings. `second` repeats the first with another model. `report` writes the
@@ -25,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "measurements" / "perplexity.md"
 PIECE = 16_000
 """Characters of a page: books differ, so that only a stream of shuffled pages is alike at its two ends."""
@@ -185,7 +184,7 @@ def report(out: Path) -> None:
     page = [
         "# Perplexity of an endless stream in a fixed cache",
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}. "
-        "One run each. Made by `scripts/measure_perplexity.py`, whose first lines say how; `pages.txt` are English novels "
+        "One run each. Made by `python -m lab.measure.perplexity`, whose first lines say how; `pages.txt` are English novels "
         f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike. "
         "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late by turns.",
     ]

@@ -1,23 +1,19 @@
-#!/usr/bin/env python3
 """Train the embedded demo model from nothing; every phase is seeded and goes on from its last checkpoint.
 
-    scripts/train_demo.py --text novels/ --footage videos/ --work build/demo
+    python -m lab.demo_model.train --text novels/ --footage videos/ --work build/demo
 
 Phases: tokenizer, text (prose alone), frames (slides and footage), vision (reading a slide),
 align (in the words of the language model), joint (looking slides up in
-streams while reading on), export. `--only PHASE` runs one. `scripts/evaluate_demo.py` measures the result.
+streams while reading on), export. `--only PHASE` runs one. `python -m lab.demo_model.evaluate` measures the result.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 HELD_OUT = ("yoga.mp4", "frog.mp4", "bottle-detection.mp4")
 """Footage that is never trained on: the evaluation splices slides into it."""
@@ -26,7 +22,7 @@ PHASES = ("tokenizer", "text", "frames", "vision", "align", "joint", "export")
 
 def run(phase: str, options: argparse.Namespace) -> None:
     """One phase; what is already there is not made again."""
-    from demo import align, export, frames, joint, language, vision
+    from lab.demo_model import align, export, frames, joint, language, vision
 
     work: Path = options.work
     if phase == "tokenizer" and not (work / "text_tokens.npy").exists():

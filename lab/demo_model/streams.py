@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from demo.frames import SCENE
 
 from edgemllm.commands.recall import slides
+from lab.demo_model.frames import SCENE
 
 IGNORED = -100
 ARTICLES = {True: "an", False: "a"}

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """One prompt of many pictures, compressed once behind the question: how MEDA and its neighbours are published.
 
-    scripts/one_prompt.py --policy meda meda/as_released=true snapkv --rho 0.2
+    python -m lab.measure.one_prompt --policy meda meda/as_released=true snapkv --rho 0.2
 
 A prompt is a clip of the slide world and one question, asked of `full` as well. Bytes are those of every live tensor when the
 answer is out, the policy's notes included, over those of the keys and values of the whole prompt.

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Watch a long video of looped footage and check that neither the KV cache nor host memory grows with it.
 
-    scripts/hour_of_video.py --footage clip.mp4 --minutes 60 --compare 10
+    python -m lab.measure.hour_of_video --footage clip.mp4 --minutes 60 --compare 10
 
 makes two videos by looping the clip (or drawn footage, without --footage), watches each with `edgemllm chat` in a
 process of its own, and prints KV bytes and peak RSS side by side.

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Make the sample lecture: a video of slides among drawn footage, and its questions with the right answers.
 
-    scripts/make_lecture.py edgemllm/assets/demo
+    python -m lab.demo_model.lecture edgemllm/assets/demo
 
 writes lecture.mp4 and lecture.json there, always the same.
 """

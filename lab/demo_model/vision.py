@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo.frames import SIDE
-from demo.language import SPECIAL, Optimisers, text_config
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
+
+from lab.demo_model.frames import SIDE
+from lab.demo_model.language import SPECIAL, Optimisers, text_config
 
 TOKENS = 4
 
