@@ -157,6 +157,27 @@ def test_one_object_with_a_run_for_every_policy_budget_footage_and_protocol() ->
             assert run["against"]["difference"] == 0.0
 
 
+def test_full_is_the_reference_without_a_budget(tmp_path: Path, monkeypatch: Any) -> None:
+    figure = pytest.importorskip("matplotlib.figure", reason="the extra `plot` is not installed").Figure
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path, **more: drawn.append(self))
+    arguments = "--tokens 200 --streams 2 --facts 3 --between static --kv-budget 20%,40% --policy".split()
+    runs = json.loads(command(*arguments, "full,window", "--json", "--plot", tmp_path / "x.png").stdout)["runs"]
+    assert [(run["policy"], run["reference"], run["kv_budget"]) for run in runs] == [
+        ("full", True, None), ("window", False, "20%"), ("window", False, "40%"),
+    ]  # fmt: skip
+    assert runs[0]["kv_budget_tokens"] is None
+    assert runs[0]["kv"]["evicted_tokens"] == 0
+    assert runs[0]["held"] == pytest.approx(1)
+    assert all(run["against"]["difference"] <= 0 for run in runs[1:]), "what the policies lost"
+    alone = json.loads(command(*arguments, "window", "--json").stdout)["runs"]
+    assert [run["kv_budget_tokens"] for run in alone] == [run["kv_budget_tokens"] for run in runs[1:]]
+    for axes in drawn[0].axes:
+        assert [text for text in axes.get_legend_handles_labels()[1] if "reference" in text] == ["full (reference)"]
+    table = command(*arguments, "full,window").stdout.splitlines()
+    assert table[2].startswith("| full (reference) | all | ∞ ")
+
+
 def test_events_tell_seconds_since_the_start() -> None:
     arguments = "--tokens 200 --streams 2 --facts 3 --policy window --between static --jsonl".split()
     events = [json.loads(line) for line in command(*arguments).stdout.splitlines()]

@@ -70,7 +70,8 @@ def recall(
 
     Facts lie at known distances between footage or prose; all policies see the same streams with the same KV bytes. The
     policies oracle (told what will be asked) and random show what is possible and what is luck. --kv-budget takes a
-    list, 5%,10%,15%.
+    list, 5%,10%,15%. The policy full keeps everything, without a budget: the reference that tells what the model cannot
+    do from what a policy lost.
     """
     from edgemllm.cli.main import quiet_libraries
     from edgemllm.commands.perplexity.plot import check as check_plot
@@ -97,7 +98,8 @@ def recall(
     for budget in options.listed(kv_budget, "--kv-budget"):
         launches += [
             dataclasses.replace(launch, request=dataclasses.replace(launch.request, kv_budget=budget))
-            for launch in line_up(dataclasses.replace(request, kv_budget=budget), names, length)
+            for launch in line_up(dataclasses.replace(request, kv_budget=budget), names, length, reference=True)
+            if launch.budget is not None or launch.policy_name not in {other.policy_name for other in launches}
         ]
     lacking = next((launch.plan for launch in launches if not launch.plan.fits), None)
     if lacking is not None:

@@ -78,12 +78,13 @@ class Recall:
                 for (k, p, n), other in self.scores.items()
                 if (k, p) == (kind, protocol)
                 and self.launches[n].policy_name == self.against
-                and self.launches[n].request.kv_budget == launch.request.kv_budget
+                and (self.launches[n].budget is None or self.launches[n].request.kv_budget == launch.request.kv_budget)
             ]
             found.append(
                 {
                     "policy": launch.policy_name,
-                    "kv_budget": launch.request.kv_budget,
+                    "reference": launch.budget is None,
+                    "kv_budget": None if launch.budget is None else launch.request.kv_budget,
                     "kv_budget_tokens": launch.budget,
                     "between": kind,
                     "protocol": protocol,
