@@ -80,6 +80,14 @@ def test_pictures_and_numbers_of_a_clip(tmp_path: Path) -> None:
         assert image.std() > 5, "an empty picture"
 
 
+def test_a_short_clip_gets_the_budget_that_its_policies_need(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    command("--video", LECTURE, "--end", "4", "--out", tmp_path, "--policy", "inf-mllm,edge", "--quiet")
+    assert (tmp_path / "kept.png").is_file()
+    command("--video", LECTURE, "--end", "4", "--out", tmp_path / "none", "--kv-budget", "9", "--quiet", code=4)
+    assert not (tmp_path / "none").exists(), "nothing is drawn before it is clear that all of it can be"
+
+
 def test_a_page_of_text_as_a_table(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     page = tmp_path / "page.txt"

@@ -40,7 +40,7 @@ def inspect(
     profile: options.Profile = "auto",
     policy: options.Policies = None,
     set: options.Settings = [],  # noqa: B006
-    kv_budget: options.KvBudget = "50%",
+    kv_budget: options.KvBudget = "auto",
     quant: options.Quant = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -54,7 +54,7 @@ def inspect(
     """Draw what attention looks at and what policies keep.
 
     Writes attention.png, entropy.png (how spread attention is in each layer) and kept.png.
-    --kv-budget is by default half of the input.
+    --kv-budget auto is half of the input, or as much as the policies need at least.
     """
     from edgemllm.cli.main import quiet_libraries
     from edgemllm.commands.perplexity.plot import check
@@ -69,7 +69,7 @@ def inspect(
     from edgemllm.cache.chunk import Modality
     from edgemllm.commands.inspect import pictures
     from edgemllm.commands.inspect.watch import LONGEST, Kept, Watcher, entropies
-    from edgemllm.commands.lineup import line_up
+    from edgemllm.commands.lineup import half_or_least, line_up
     from edgemllm.commands.perplexity.text import Text
     from edgemllm.device import profiles
     from edgemllm.launch import Request, out_of_memory, prepare
@@ -108,6 +108,8 @@ def inspect(
     chosen = layer or sorted({0, len(layers) // 2, len(layers) - 1})
     if any(number not in range(len(layers)) for number in chosen):
         raise UsageError(f"--layer {chosen}: the model has layers 0 to {len(layers) - 1}")
+    budget = dataclasses.replace(request, policy=None, settings=set, kv_budget=kv_budget)
+    launches = half_or_least(budget, names, length) if kv_budget == "auto" else line_up(budget, names, length)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,7 +119,7 @@ def inspect(
     pictures.attention({number: watcher.map(layers[number]) for number in chosen}, vision.cpu(), out / "attention.png")
     pictures.entropy(found, out / "entropy.png")
     runs: dict[str, Kept] = {}
-    for launch in line_up(dataclasses.replace(request, policy=None, settings=set, kv_budget=kv_budget), names, length):
+    for launch in launches:
         runs[launch.policy_name] = kept = Kept(length)
         feed(launch.open(kept.step, session.family))
     pictures.kept(runs, out / "kept.png")

@@ -6,19 +6,26 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from edgemllm import policies
 from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, Request, prepare
+from edgemllm.planning.plan import Plan
 
 
 def line_up(
-    request: Request, names: Sequence[str], tokens: int | None, budgets: Sequence[int | None] | None = None
+    request: Request,
+    names: Sequence[str],
+    tokens: int | None,
+    budgets: Sequence[int | None] | None = None,
+    reference: bool = False,
 ) -> list[Launch]:
     """A launch for each policy, over an input of `tokens`.
 
     One policy gets what `--kv-budget` says. Several get the same bytes: those of the budget's tokens when nothing but
     keys, values and positions is kept, so that a policy which also keeps notes or queries gets fewer tokens. A policy
     that never evicts runs as far as these bytes go, or memory where no budget was given. `budgets`: the tokens that each
-    had before, in a run that goes on, whatever is free now.
+    had before, in a run that goes on, whatever is free now. `reference`: a policy that never evicts has no budget, and the
+    others get theirs as if it were not there.
     Raises as `prepare` does.
     """
     repeated = {name for name in names if names.count(name) > 1}
@@ -35,15 +42,37 @@ def line_up(
 
     if budgets is not None and len(budgets) == len(names):
         return _same_chunk([of(name, str(budget or "auto"), known) for name, budget in zip(names, budgets, strict=True)])
-    if len(names) == 1:
-        return [of(names[0], request.kv_budget, known)]
-    shared = f"{of('window', request.kv_budget, known).plan.kv_bytes}b"
+    free = [name for name in names if reference and not _policy(name).bounded]
+    held = [name for name in names if name not in free]
+    shared = request.kv_budget
+    if len(held) > 1:
+        shared = f"{of('window', request.kv_budget, known).plan.kv_bytes}b"
     launches = []
     for name in names:
+        if name in free or len(names) == 1:
+            launches.append(of(name, "auto" if name in free else shared, known))
+            continue
         bounded = _policy(name).bounded
         unlimited = not bounded and request.kv_budget.strip().lower() in ("", "auto")
         launches.append(of(name, "auto" if unlimited else shared, known if bounded else None))
     return _same_chunk(launches)
+
+
+def half_or_least(request: Request, names: Sequence[str], tokens: int) -> list[Launch]:
+    """`line_up` with half of the input as the budget, or with as many bytes as the neediest of the policies must have."""
+    settings = _settings(request.settings, names)
+
+    def plan_of(name: str, own: Sequence[str], size: int) -> Plan:
+        return prepare(dataclasses.replace(request, policy=name, settings=own, kv_budget=str(size))).plan
+
+    half = plan_of("window", (), max(tokens // 2, _policy("window")().minimum() + 1))
+    needed = half.kv_bytes
+    for name in names:
+        policy = policies.build(name, settings[name])
+        if policy.bounded:
+            needed = max(needed, plan_of(name, settings[name], policy.minimum() + 1).kv_bytes)
+    budget = half.kv_budget_tokens - (half.kv_bytes - needed) // half.kv_bytes_per_token  # rounded up
+    return line_up(dataclasses.replace(request, kv_budget=str(budget)), names, tokens)
 
 
 def limit(launch: Launch) -> int | None:
@@ -81,6 +110,4 @@ def _fields(name: str) -> set[str]:
 
 
 def _policy(name: str) -> Any:
-    from edgemllm import policies
-
     return policies.find(name)
