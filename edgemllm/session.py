@@ -17,10 +17,8 @@ from edgemllm.cache.decode import Decoder
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
-from edgemllm.models.chat_format import ChatFormat
-from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
-from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.base import CachePolicy
 
 FRAMES_AT_ONCE = 8

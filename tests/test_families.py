@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, P
 from edgemllm import policies
 from edgemllm.errors import DoesNotFitError, MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
-from edgemllm.models.byte_tokenizer import byte_tokenizer
-from edgemllm.models.families import families, family_of, loading, shipped
+from edgemllm.models import loading, shipped
+from edgemllm.models.chat import Sampling
+from edgemllm.models.families import families, family_of
 from edgemllm.models.families.base import ModelFamily, cache_spec
-from edgemllm.models.random_weights import random_model
-from edgemllm.models.sampling import Sampling
+from edgemllm.models.random_weights import byte_tokenizer, random_model
 from edgemllm.models.spec import ModelSpec
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.session import Session

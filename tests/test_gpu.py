@@ -9,7 +9,7 @@ from test_model_spec import real_bytes
 from tiny import MODELS, VISION_MODELS, qwen2_5_vl, random_ids
 
 from edgemllm.models import loading
-from edgemllm.models.sampling import Sampling
+from edgemllm.models.chat import Sampling
 from edgemllm.models.spec import ModelSpec
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgemllm.models.byte_tokenizer import byte_tokenizer
+from edgemllm.models.random_weights import byte_tokenizer
 
 PEAK = """
 import json, sys, threading, time

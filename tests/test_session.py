@@ -14,9 +14,8 @@ from edgemllm import policies, session_file
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading
-from edgemllm.models.detokenizer import Detokenizer
+from edgemllm.models.chat import Detokenizer, Sampling, choose
 from edgemllm.models.families.base import ModelFamily
-from edgemllm.models.sampling import Sampling, choose
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM

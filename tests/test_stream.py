@@ -32,9 +32,9 @@ from edgemllm.media.frame import Frame
 from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
 from edgemllm.models import loading
+from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.loading import DEMO
-from edgemllm.models.sampling import Sampling
 from edgemllm.screen import Display
 from edgemllm.session import Session
 

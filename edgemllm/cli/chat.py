@@ -75,7 +75,7 @@ def chat(
     from edgemllm.launch import Request, prepare
     from edgemllm.media.detail import Detail
     from edgemllm.media.video import Video
-    from edgemllm.models.sampling import Sampling
+    from edgemllm.models.chat import Sampling
 
     times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
     sources = [Video.open(source, fps=fps, max_frames=max_frames, **times) for source in video]  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def inspect(
     from edgemllm.device import profiles
     from edgemllm.launch import Request, out_of_memory, prepare
     from edgemllm.media.video import Video
-    from edgemllm.models.sampling import Sampling
+    from edgemllm.models.chat import Sampling
     from edgemllm.policies.window import Window
     from edgemllm.session import Session
 

@@ -115,7 +115,7 @@ def stream(
         from edgemllm.media.detail import Detail
         from edgemllm.media.similarity import Similarity
         from edgemllm.media.source import Source
-        from edgemllm.models.sampling import Sampling
+        from edgemllm.models.chat import Sampling
 
         schedule = Schedule.parse(ask, every, at)
         times = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}

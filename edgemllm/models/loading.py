@@ -93,8 +93,7 @@ def load(
     auto = getattr(transformers, family.auto_class)
     kind = getattr(torch, dtype)
     if checkpoint.folder is None:
-        from edgemllm.models.byte_tokenizer import byte_tokenizer
-        from edgemllm.models.random_weights import random_model
+        from edgemllm.models.random_weights import byte_tokenizer, random_model
 
         model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
         return family(as_stored(model.eval()), byte_tokenizer(checkpoint.config), "", detail)

@@ -1,4 +1,9 @@
-"""Random weights for any configuration, made and quantised module by module: fits wherever the real checkpoint fits."""
+"""A model of random weights and its tokenizer, for any configuration.
+
+Weights are made and quantised module by module, so that they fit wherever the real checkpoint fits. The tokenizer has one
+token a byte, and whatever special tokens the configuration names; ids that mean nothing decode to their number, so that a
+random model's answer can be seen.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,15 @@ import torch
 from torch import nn
 
 from edgemllm.models.quantisation import quantised, require_bitsandbytes
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: "
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image' %}IMAGE{% else %}VIDEO{% endif %}"
+    "{% endfor %}{% endif %}<end>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+WORDS = ("<image>", "<video>", "<img>", "</img>", "<fake_token_around_image>", "<global-img>")
+"""Special tokens that families write; those without an id in the configuration get a free one."""
 
 
 def random_model(auto: Any, config: Any, quant: str, dtype: torch.dtype, device: str, attention: Any) -> Any:
@@ -57,3 +71,49 @@ def _materialise(module: nn.Module, device: torch.device, made: dict[int, nn.Par
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.is_meta:
             module._buffers[name] = torch.zeros_like(buffer, device=device)
+
+
+def byte_tokenizer(config: Any) -> Any:
+    """A fast tokenizer with a chat template for any configuration."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    text = config.get_text_config()
+    special = _special(config)
+    free = (number for number in range(text.vocab_size) if number not in special.values())
+    vocabulary = dict(special)
+    for word in (*WORDS, *sorted(pre_tokenizers.ByteLevel.alphabet())):
+        if word not in vocabulary:
+            vocabulary[word] = next(free)
+    special |= {word: vocabulary[word] for word in WORDS}
+    vocabulary |= {f"Ġ{number}": number for number in free}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(list(special))
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    fast.chat_template = _template(config)
+    return fast
+
+
+def _special(config: Any) -> dict[str, int]:
+    """Token and id of what the configuration names."""
+    ends = config.get_text_config().eos_token_id
+    found = {"<end>": (ends[0] if isinstance(ends, list) else ends) or 0}
+    for key, word in (
+        ("image_token_id", "<image>"), ("video_token_id", "<video>"), ("vision_start_token_id", "<vision>"),
+        ("vision_end_token_id", "</vision>"), ("boi_token_id", "<start_of_image>"), ("eoi_token_id", "<end_of_image>"),
+    ):  # fmt: skip
+        number = getattr(config, key, None)
+        if number is not None:
+            found[word] = int(number)
+    return found
+
+
+def _template(config: Any) -> str:
+    """As the real templates do: Qwen-VL wraps its media, Gemma 3 writes the token before a picture."""
+    if getattr(config, "boi_token_id", None) is not None:
+        return TEMPLATE.replace("IMAGE", "<start_of_image>").replace("VIDEO", "")
+    wrapped = getattr(config, "vision_start_token_id", None) is not None
+    before, behind = ("<vision>", "</vision>") if wrapped else ("", "")
+    return TEMPLATE.replace("IMAGE", f"{before}<image>{behind}").replace("VIDEO", f"{before}<video>{behind}")

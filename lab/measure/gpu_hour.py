@@ -28,7 +28,7 @@ from edgemllm.device import memory
 from edgemllm.media.detail import Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading
-from edgemllm.models.sampling import Sampling
+from edgemllm.models.chat import Sampling
 from edgemllm.session import FRAMES_AT_ONCE, Session
 
 HEIGHT, WIDTH, PIECE = 360, 640, 600

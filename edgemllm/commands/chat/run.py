@@ -17,7 +17,7 @@ from edgemllm.launch import Launch, out_of_memory
 from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image
 from edgemllm.media.video import Video
-from edgemllm.models.sampling import Sampling
+from edgemllm.models.chat import Sampling
 from edgemllm.screen import Display, remembered
 from edgemllm.session import FRAMES_AT_ONCE, Session
 

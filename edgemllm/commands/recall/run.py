@@ -18,8 +18,8 @@ from edgemllm.commands.recall import slides
 from edgemllm.commands.recall.needles import RECENT, Haystack, Needle
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
+from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import Clip, ModelFamily
-from edgemllm.models.sampling import Sampling
 from edgemllm.session import FRAMES_AT_ONCE, Session
 
 SHORT = Sampling(max_tokens=6)

@@ -1,9 +1,16 @@
-"""A model's chat template, applied one turn at a time, so that a conversation of any length needs no history."""
+"""How a conversation is written and read: the chat template, how the next token is chosen, and text from tokens.
+
+The template is applied one turn at a time, so that a conversation of any length needs no history.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from edgemllm.errors import MissingError
 
@@ -60,3 +67,55 @@ class ChatFormat:
             pieces.append(piece + opening)
             before = closing + before
         return [*pieces, before, after]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is asked of an answer's tokens."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token of logits (1, V)."""
+    if sampling.temperature <= 0:
+        return int(logits.argmax(-1))
+    chances = (logits.float() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ranked, order = chances.sort(dim=-1, descending=True)
+        # A token stays if the ones before it have not yet filled top_p; the likeliest always stays.
+        ranked[ranked.cumsum(-1) - ranked >= sampling.top_p] = 0
+        chances = torch.zeros_like(chances).scatter(-1, order, ranked)
+    return int(torch.multinomial(chances, 1, generator=generator))
+
+
+class Detokenizer:
+    """Turns tokens into text as they come, holding back half characters; remembers a handful of tokens only."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.told = 0
+        """How many of `ids` are already part of the text given out."""
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def add(self, token: int) -> str:
+        """What became readable with this token."""
+        self.ids.append(token)
+        known, text = self._text(self.ids[: self.told]), self._text(self.ids)
+        if text.endswith("\ufffd") and len(self.ids) - self.told < 8:
+            return ""
+        # The last tokens stay as context: some tokenizers write a space only between two of them.
+        self.ids, self.told = self.ids[self.told :], len(self.ids) - self.told
+        return text[len(known) :]
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        return self._text(self.ids)[len(self._text(self.ids[: self.told])) :]
