@@ -24,7 +24,7 @@ class UsageError(EdgeError):
 
 
 class MissingError(EdgeError):
-    """A model, file or text is not there, or not complete."""
+    """A model, file or text is not there, not complete, or damaged."""
 
     exit_code = 3
 

@@ -19,6 +19,7 @@ from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.weights import not_finite
 from edgemllm.policies.base import CachePolicy
 
 FRAMES_AT_ONCE = 8
@@ -207,6 +208,8 @@ class Session:
         words = Detokenizer(self.family.tokenizer)
         for _ in range(sampling.max_tokens):
             started = time.perf_counter()
+            if not bool(logits.max().isfinite()):
+                raise not_finite(self.family.name, self.family.model)
             token = choose(logits, sampling, generator)
             if token in self.family.end_tokens or self.stopped:
                 break

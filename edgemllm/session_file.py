@@ -19,15 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgemllm import __version__
+from edgemllm import __version__, policies
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
+from edgemllm.models.quantisation import quantisation_of
+from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 
-FORMAT = "edgemllm-session/3"
+FORMAT = "edgemllm-session/4"
 COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")
+OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}
+"""Where the option that sets a part of the identity has another name."""
 
 
 def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
@@ -53,6 +57,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         "step": session.cache.rope.step,
         "first": session.first,
         "media": session.media,
+        "system": session.system,
         "clip": None
         if clip is None
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
@@ -100,7 +105,7 @@ def run_of(path: Path) -> dict[str, Any]:
 def load(session: Session, path: Path) -> dict[str, Any]:
     """Put a saved session into this one; returns the state of its run, as given to `save`.
 
-    Raises MissingError, and UsageError where the file is damaged, or of another model, policy or budget.
+    Raises MissingError where the file is not there or damaged, UsageError where it is of another model, policy or budget.
     """
     header, tensors = _read(path, str(session.family.device))
     _check(session, header, path)
@@ -111,6 +116,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     session.cache.rope.step = header["step"]
     session.cache.settled = header["settled"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
+    session.system = session.system if session.system is not None else header["system"]
     session.meter, session.clip, session.last = Meter(**header["meter"]), None, tensors.get("last")
     if header["clip"] is not None:
         session.clip = session.family.video()
@@ -131,15 +137,15 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             header = json.loads(metadata.get("session", "{}"))
             if header.get("format") != FORMAT:
-                raise UsageError(
+                raise MissingError(
                     f"{path} is no session that edgemllm {__version__} can read: it says {header.get('format', 'no format')}, "
                     f"this version writes {FORMAT}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise UsageError(f"{path} is damaged or not a saved session: {error}") from error
+        raise MissingError(f"{path} is damaged or not a saved session: {error}") from error
     if metadata.get("checksum") != _checksum(metadata["session"], tensors):
-        raise UsageError(f"{path} is damaged: its checksum does not fit its content", "use an older copy")
+        raise MissingError(f"{path} is damaged: its checksum does not fit its content", "use an older copy")
     return header, tensors
 
 
@@ -195,18 +201,17 @@ def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, An
 
 
 def _identity(session: Session) -> dict[str, Any]:
-    """What must agree between the session that saved and the one that loads."""
-    config = session.family.model.config.to_dict()
+    """What must agree between the session that saved and the one that loads, what explains most first."""
+    model = session.family.model
+    config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"):
         config.pop(volatile, None)
-    shape = json.dumps(config, sort_keys=True, default=str)
-    # The last norm is small, never quantised, and differs between fine-tunes of one architecture.
-    *_, norm = session.family.text_model.parameters()
-    weights = norm.detach().float().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return {
-        "model": hashlib.sha256(shape.encode() + weights).hexdigest(),
-        "dtype": str(session.family.dtype),
-        "policy": type(session.policy).__name__,
+        "dtype": str(session.family.dtype).removeprefix("torch."),
+        "quant": quantisation_of(model),
+        "architecture": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "weights": fingerprint(model),
+        "policy": policies.name_of(session.policy),
         "settings": json.dumps(dataclasses.asdict(session.policy), sort_keys=True),
     }
 
@@ -214,9 +219,32 @@ def _identity(session: Session) -> dict[str, Any]:
 def _check(session: Session, header: dict[str, Any], path: Path) -> None:
     for key, mine in _identity(session).items():
         if header.get(key) != mine:
-            theirs, here = (header["name"], session.family.name) if key == "model" else (header.get(key), mine)
-            what = f"{'another ' if theirs == here else ''}{key} {theirs}, this session has {here}"
-            raise UsageError(f"{path} was saved with {what}", "start with the same --model, --dtype, --policy and --set")
+            what = _difference(key, header, mine, session.family.name)
+            raise UsageError(f"{path} was saved with {what}", f"the --{OPTIONS.get(key, key)} it was saved with")
+    _check_system(session, header, path)
+
+
+def _difference(key: str, header: dict[str, Any], mine: str, model: str) -> str:
+    """What a file was saved with and this session lacks, for a message."""
+    if key == "weights":
+        return f"other weights than those of {model}"
+    if key == "architecture":
+        same = header["name"] == model
+        return f"another configuration of {model}" if same else f"model {header['name']}, this session has {model}"
+    if key != "settings":
+        return f"{key} {header.get(key)}, this session has {mine}"
+    theirs, here = json.loads(header["settings"]), json.loads(mine)
+    names = [name for name in {**theirs, **here} if theirs.get(name) != here.get(name)]
+    saved, now = (", ".join(f"{name}={of.get(name)}" for name in names) for of in (theirs, here))
+    return f"{saved}, this session has {now}"
+
+
+def _check_system(session: Session, header: dict[str, Any], path: Path) -> None:
+    """Refuse a system prompt that comes too late: it stands before the first turn."""
+    begun = not header["first"] or header["media"]
+    if begun and session.system is not None and session.system != header["system"]:
+        had = f"the system prompt {header['system']!r}" if header["system"] else "no system prompt"
+        raise UsageError(f"{path} was begun with {had}, which cannot change any more", "leave --system out")
 
 
 def _shares(session: Session, header: dict[str, Any], path: Path) -> None:

@@ -142,7 +142,7 @@ def test_resume_refuses_another_run_and_keeps_automatic_budgets(short: list[str]
     monkeypatch.setattr(slots, "AUTO_TOKENS", 256)  # as if less memory were free than when the run began
     assert digits(command(*saving, "--resume").stdout) == first
     path.write_bytes(path.read_bytes()[:-100])
-    assert "damaged" in command(*saving, "--resume", code=2).stderr
+    assert "damaged" in command(*saving, "--resume", code=3).stderr
 
 
 def test_resume_refuses_another_text(short: list[str], tmp_path: Path, monkeypatch: Any) -> None:

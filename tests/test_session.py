@@ -186,17 +186,53 @@ def test_a_wrong_session_file_is_refused_with_a_reason(demo: ModelFamily, tmp_pa
     session.watch(clip(30))
     path = tmp_path / "state.edge"
     session_file.save(session, path)
-    with pytest.raises(UsageError, match="policy"):
+    with pytest.raises(UsageError, match="policy streaming-llm, this session has inf-mllm"):
         session_file.load(Session(demo, InfMLLM(), 64, chunk=16), path)
+    with pytest.raises(UsageError, match="sinks=4, this session has sinks=8"):
+        session_file.load(Session(demo, StreamingLLM(sinks=8), 64, chunk=16), path)
     with pytest.raises(UsageError, match="64"):
         session_file.load(Session(demo, StreamingLLM(), 32, chunk=16), path)
     with pytest.raises(MissingError):
         session_file.load(session, tmp_path / "none.edge")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UsageError, match="damaged"):
+    with pytest.raises(MissingError, match="damaged"):
         session_file.load(session, path)
     with pytest.raises(EdgeError, match="cannot save"):
         session_file.save(session, tmp_path / "no" / "such" / "folder.edge")
+
+
+def test_a_session_belongs_to_its_weights_and_dtype(tmp_path: Path) -> None:
+    """However they are stored: what a forward pass leaves of quantised weights gives the same fingerprint."""
+    path = tmp_path / "state.edge"
+    for quant, dtype in (("none", "float32"), ("none", "bfloat16"), ("int8", "float32"), ("nf4", "float32")):
+        if quant != "none":
+            pytest.importorskip("bitsandbytes")
+        families = [loading.load(loading.locate("demo"), quant, dtype) for _ in range(2)]
+        session = Session(families[0], StreamingLLM(), 64, chunk=16)
+        if path.exists():
+            with pytest.raises(UsageError, match=r"was saved with (dtype|quant) "):
+                session_file.load(session, path)
+        answer(session)
+        session_file.save(session, path)
+        other = Session(families[1], StreamingLLM(), 64, chunk=16)
+        session_file.load(other, path)
+        with torch.no_grad():
+            families[1].text_model.layers[3].mlp.down_proj.weight.mul_(2)
+        with pytest.raises(UsageError, match="other weights"):
+            session_file.load(other, path)
+
+
+def test_a_system_prompt_that_comes_too_late_is_refused(demo: ModelFamily, tmp_path: Path) -> None:
+    path = tmp_path / "state.edge"
+    session = Session(demo, Full(), None, system="Be brief.")
+    answer(session)
+    session_file.save(session, path)
+    woken = Session(demo, Full(), None)
+    session_file.load(woken, path)
+    assert woken.system == "Be brief."
+    session_file.load(Session(demo, Full(), None, system="Be brief."), path)
+    with pytest.raises(UsageError, match="begun with the system prompt"):
+        session_file.load(Session(demo, Full(), None, system="Talk."), path)
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])

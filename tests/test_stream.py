@@ -191,7 +191,7 @@ def test_a_wrong_or_damaged_session_is_refused_with_a_reason(demo: ModelFamily, 
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[: len(whole) // 2] + b"\x00\x01\x02" + whole[len(whole) // 2 + 3 :], b"hello"):
         path.write_bytes(damaged)
-        assert "damaged" in invoke(LECTURE, *ASKING, "--resume", str(path), code=2).stderr
+        assert "damaged" in invoke(LECTURE, *ASKING, "--resume", str(path), code=3).stderr
     chat = tmp_path / "chat.edge"
     session_file.save(Session(demo, policies.build("inf-mllm"), 96, 16), chat)
     assert "of no stream" in invoke(LECTURE, *ASKING, "--resume", str(chat), code=2).stderr

@@ -17,6 +17,7 @@ from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.quantisation import as_stored, method_of, quantisation_of, recipe
 from edgemllm.models.spec import ModelSpec
+from edgemllm.models.weights import check_complete
 
 __all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 
@@ -103,7 +104,7 @@ def load(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            model = auto.from_pretrained(
+            model, info = auto.from_pretrained(
                 checkpoint.folder,
                 config=checkpoint.config,
                 dtype=kind,
@@ -112,6 +113,8 @@ def load(
                 attn_implementation=family.attention,
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told apart and refused below
                 **options,
             )
         except ImportError as error:
@@ -125,6 +128,7 @@ def load(
                 raise
             reason = str(error).splitlines()[0]
             raise MissingError(f"model {checkpoint.name}: weights cannot be read: {reason}", "fetch it again") from error
+    check_complete(checkpoint.name, model, info)
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
     )

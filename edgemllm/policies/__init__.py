@@ -45,6 +45,14 @@ def find(name: str) -> type[Any]:
     )
 
 
+def name_of(policy: Any) -> str:
+    """What a user calls a policy, such as inf-mllm, or mine.py:Mine."""
+    package, _, module = type(policy).__module__.rpartition(".")
+    if package == __name__:
+        return module.replace("_", "-")
+    return f"{module.removeprefix('edgemllm_policy_')}.py:{type(policy).__name__}"
+
+
 def build(name: str, settings: Sequence[str] = ()) -> Any:
     """A policy with `key=value` settings, as `--policy NAME --set key=value` gives them."""
     cls = find(name)

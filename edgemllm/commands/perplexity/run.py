@@ -19,6 +19,7 @@ from edgemllm.commands.perplexity.tokens import TokenStream
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError, MissingError, OutOfMemoryError, UsageError
 from edgemllm.launch import out_of_memory
+from edgemllm.models.weights import not_finite
 from edgemllm.session import Session
 
 STRIDES = 200
@@ -91,7 +92,7 @@ class Run:
         found = losses(self.session, ids)
         total = sums.nll + found.cumsum(0)
         if len(found) and not math.isfinite(float(total[-1])):
-            raise EdgeError(f"the loss is not a number after {sums.tokens} tokens: the model overflows", "--dtype float32")
+            raise not_finite(self.session.family.name, self.session.family.model)
         self.broken = False
         sizes = sizes[len(ids) - len(found) :]
         before = dataclasses.replace(sums)

@@ -1,0 +1,82 @@
+"""Whether loaded weights are all there, of the right shapes, and numbers; and a fingerprint that tells them from others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from edgemllm.errors import EdgeError, MissingError, UsageError
+
+SAMPLE = 8
+"""Values of each tensor that its fingerprint looks at: training moves all of them, and few pages have to be read."""
+
+
+def check_complete(name: str, model: Any, info: Mapping[str, Any]) -> None:
+    """MissingError where transformers' loading `info` says that the model is not, or not only, what the files hold.
+
+    It fills what is missing with random numbers. Tied weights, and what an architecture does not need, it leaves out of its
+    list by itself. Tensors that the model has no place for are no fault, unless they are blocks beyond its last one: then
+    the configuration is another model's.
+    """
+    missing, others = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        total = max(len(missing), len(list(model.parameters())))
+        foreign = f"; it holds {len(others)} of other names, first {others[0]}" if others else ""
+        raise MissingError(
+            f"model {name} lacks {len(missing)} of {total} tensors, first {missing[0]}{foreign}",
+            "fetch or convert it again",
+        )
+    wrong = sorted(info["mismatched_keys"])
+    if wrong:
+        key, found, wanted = wrong[0]
+        raise MissingError(
+            f"model {name}: {len(wrong)} tensors do not have the shapes of config.json, "
+            f"first {key}: {_shape(found)} instead of {_shape(wanted)}",
+            "fetch it again: config.json and weights are not of one model",
+        )
+    modules = {key for key, _ in model.named_modules()}
+    for key in others:
+        block = re.match(r"(.*\.)\d+(?=\.)", key)
+        if block and block[0] not in modules and block[1] + "0" in modules:
+            raise MissingError(
+                f"model {name} has {block[0]}, a block more than its config.json says", "fetch config.json again"
+            )
+
+
+def not_finite(name: str, model: Any) -> EdgeError:
+    """Why a model computes what is not a number: its weights, which are searched, or its dtype."""
+    for key, tensor in model.state_dict().items():
+        if not _finite(tensor):
+            return MissingError(f"model {name}: tensor {key} has values that are not finite numbers", "fetch it again")
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype != "float16":
+        return MissingError(f"model {name} gives no finite numbers in {dtype}: its weights make no sense", "fetch it again")
+    return UsageError(f"model {name} overflows in float16", "--dtype bfloat16 or float32")
+
+
+@torch.inference_mode()
+def fingerprint(model: Any) -> str:
+    """A hash of a sample of every tensor, wherever it lies and however it is stored; reads kilobytes."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        if torch.is_tensor(tensor):
+            values = tensor.reshape(-1)
+            chosen = values[:: max(1, -(-len(values) // SAMPLE))]
+            digest.update(f"{key} {_shape(tensor.shape)}".encode())
+            digest.update(chosen.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finite(tensor: Any) -> bool:
+    if not torch.is_tensor(tensor) or not tensor.is_floating_point() or tensor.itemsize == 1 or not tensor.numel():
+        return True
+    # The extremes of a tensor with NaN are NaN; unlike isfinite(), this takes no memory of the tensor's size.
+    return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+
+
+def _shape(sizes: Any) -> str:
+    return " x ".join(map(str, sizes)) or "one number"
