@@ -253,7 +253,7 @@ def _shares(session: Session, header: dict[str, Any], path: Path) -> None:
     if cache.total is None:
         return
     pairs = [(layer, counts) for layer, counts in zip(cache.layers, header["layers"], strict=True) if layer in cache.governed]
-    if session.policy.scalars and header["settled"] and sum(counts["budget"] or 0 for _, counts in pairs) <= cache.total:
+    if session.policy.uneven and header["settled"] and sum(counts["budget"] or 0 for _, counts in pairs) <= cache.total:
         for layer, counts in pairs:
             layer.reset()
             layer.resize(counts["budget"])

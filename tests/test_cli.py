@@ -110,7 +110,7 @@ def broken(tmp_path: Path) -> dict[str, list[str]]:
         "no such folder": ["3", "no model folder", "--model", str(tmp_path / "nothing"), "hi"],
         "unknown hub id offline": ["3", "offline", "--model", "nobody/nothing", "--offline", "hi"],
         "setting": ["2", "did you mean 'window'", "--set", "widnow=3", "hi"],
-        "setting's value": ["2", "int expected", "--set", "window=many", "hi"],
+        "setting's value": ["2", "a whole number from", "--set", "window=many", "hi"],
         "no policy file": ["3", "no policy file", "--policy", str(tmp_path / "mine.py:Mine"), "hi"],
         "fps": ["2", "fps", "--fps", "0", "--video", str(LECTURE), "hi"],
         "start": ["2", "beyond", "--start", "10:00", "--video", str(LECTURE), "hi"],

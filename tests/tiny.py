@@ -123,10 +123,10 @@ class Tiny(SimpleNamespace):
         hidden = [forward(self.text, self.cache, part) for part in chunk.split(size)]
         return self.family.logits(torch.cat(hidden, 1))
 
-    def new_cache(self, policy: Any, budgets: list[int | None] | int | None = None, size: int = 100) -> KVCache:
+    def new_cache(self, policy: Any, budgets: list[int | None] | int | None = None, size: int | None = None) -> KVCache:
         if not isinstance(budgets, list):
-            return self.family.new_cache(policy, budgets, size)
-        return KVCache(policy, self.family.rope, budgets)
+            return self.family.new_cache(policy, budgets, size or 100)
+        return KVCache(policy, self.family.rope, budgets, chunk=size or 1)
 
     def text_chunk(self, ids: Tensor, offset: int = 0) -> Chunk:
         return self.family.text(ids[0].tolist(), offset)

@@ -83,9 +83,9 @@ class KVCache(Cache):  # type: ignore[misc]
             rope.forget()
 
     def settle(self) -> None:
-        """Let the policy share the slots among the layers by what it has seen; once, since storage moves."""
+        """Let the policy share the slots among the layers when they are full for the first time; once, since storage moves."""
         self.settled = True
-        if self.policy.scalars:
+        if self.policy.uneven:
             self.share()
 
     def share(self) -> None:

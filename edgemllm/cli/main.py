@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from edgemllm import policies
 from edgemllm.errors import EdgeError
 
 
@@ -23,12 +24,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except EdgeError as error:
-            print(f"error: {error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"  try: {error.hint}", file=sys.stderr)
-            if debugging:
-                traceback.print_exc()
-            raise typer.Exit(error.exit_code) from None
+            return _expected(error, debugging)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except OSError as error:
@@ -40,7 +36,17 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
                 raise  # usage errors and exits of the command line itself
-            return _unexpected(error, debugging)
+            fault = policies.fault(error)
+            return _unexpected(error, debugging) if fault is None else _expected(fault, debugging)
+
+
+def _expected(error: EdgeError, debugging: bool) -> None:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  try: {error.hint}", file=sys.stderr)
+    if debugging:
+        traceback.print_exc()
+    raise typer.Exit(error.exit_code) from None
 
 
 def _unexpected(error: Exception, debugging: bool) -> None:

@@ -8,6 +8,9 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
+import traceback
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ from typing import Any
 from edgemllm.errors import MissingError, UsageError, nearest
 
 GROUP = "edgemllm.policies"
+FILE_PREFIX = "edgemllm_policy:"
+"""Of the names of modules that were loaded from a policy file."""
 
 
 def names() -> list[str]:
@@ -72,41 +77,80 @@ def build(name: str, settings: Sequence[str] = ()) -> Any:
 
 
 def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
-    if typing.get_origin(kind) is typing.Annotated:
-        value = _parse(policy, key, text, typing.get_args(kind)[0])
-        if value > 1:
-            raise UsageError(f"--set {key}={text} of policy {policy}: a share from 0 to 1 expected")
-        return value
-    if typing.get_origin(kind) is typing.Literal:
-        choices = typing.get_args(kind)
-        if text in choices:
-            return text
-        raise UsageError(f"--set {key}={text} of policy {policy}: not one of {', '.join(map(str, choices))}")
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
     try:
-        if kind is bool:
-            return words[text.lower()]
-        value = kind(text) if kind in (int, float, str) else ast.literal_eval(text)
+        return _value(text, kind)
     except (ValueError, KeyError, SyntaxError):
-        expected = getattr(kind, "__name__", str(kind))
-        raise UsageError(f"--set {key}={text} of policy {policy}: {expected} expected") from None
-    if kind in (int, float) and not 0 <= value < float("inf"):
-        raise UsageError(f"--set {key}={text} of policy {policy}: a number from 0 upwards expected")
+        raise UsageError(f"--set {key}={text} of policy {policy}: {allowed(kind)} expected") from None
+
+
+def _value(text: str, kind: Any) -> Any:
+    """What `text` means as a setting of type `kind`. Raises ValueError, KeyError or SyntaxError where it means nothing."""
+    bare, numbers, choices = _taken_apart(kind)
+    if text in choices:
+        return text
+    if bare is bool:
+        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        return words[text.lower()]
+    if bare is None:
+        raise ValueError(text)
+    value = bare(text) if bare in (int, float, str) else ast.literal_eval(text)
+    if numbers is not None and value not in numbers:
+        raise ValueError(text)
     return value
+
+
+def allowed(kind: Any) -> str:
+    """The values of a setting of type `kind`, in words: "a whole number from 1 upwards"."""
+    bare, numbers, choices = _taken_apart(kind)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    ways = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
+    if bare is not None:
+        name = str(names.get(bare) or getattr(bare, "__name__", bare))
+        ways.insert(0, name if numbers is None else f"{name}, {numbers}" if numbers.odd else f"{name} {numbers}")
+    return " or ".join(ways)
+
+
+def _taken_apart(kind: Any) -> tuple[Any, Any, tuple[str, ...]]:
+    """The plain type of a setting (None: words alone), the Range of its numbers if it is one, and the words it also knows."""
+    from edgemllm.policies.base import Range
+
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        parts = [_taken_apart(part) for part in typing.get_args(kind)]
+        bare, numbers = next(((bare, numbers) for bare, numbers, _ in parts if bare is not None), (None, None))
+        return bare, numbers, tuple(word for *_, words in parts for word in words)
+    if typing.get_origin(kind) is typing.Literal:
+        return None, None, typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Annotated:
+        bare, *notes = typing.get_args(kind)
+        return bare, next((note for note in notes if isinstance(note, Range)), Range()), ()
+    return kind, Range() if kind in (int, float) else None, ()
 
 
 def _from_file(path: Path, attribute: str) -> type[Any]:
     if not path.is_file():
         raise MissingError(f"no policy file {path}", "give an existing file: --policy ./mine.py:Mine")
-    spec = importlib.util.spec_from_file_location(f"edgemllm_policy_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{FILE_PREFIX}{path.resolve()}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and typing look up what a class's annotations mean
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise UsageError(f"policy file {path} does not import: {type(error).__name__}: {error}") from error
     return _only_policy(module, attribute)
+
+
+def fault(error: BaseException) -> UsageError | None:
+    """What to say of an error that arose in a policy file given by path; None where it arose elsewhere."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith(FILE_PREFIX):
+            owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else Path(frame.f_code.co_filename).name
+            where = f"{frame.f_code.co_name}() in line {line} of {frame.f_code.co_filename}"
+            found = UsageError(f"policy {owner}: {where} raised {type(error).__name__}: {error}", "the same with --verbose")
+    return found
 
 
 def _only_policy(module: ModuleType, attribute: str) -> type[Any]:

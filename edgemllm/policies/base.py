@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
@@ -19,10 +20,33 @@ if TYPE_CHECKING:
     from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.scores import OBSERVED_ROWS
+from edgemllm.errors import UsageError
 from edgemllm.planning.peaks import Scratch
 
-Share = Annotated[float, "share"]
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have, as in `Annotated[int, Range(1)]`; `policies.build` refuses all others."""
+
+    least: float = 0
+    most: float = math.inf
+    above: bool = False
+    """`least` itself is refused."""
+    odd: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        low = self.least < value if self.above else self.least <= value
+        return low and value <= self.most and value < math.inf and not (self.odd and value % 2 == 0)
+
+    def __str__(self) -> str:
+        low = f"above {self.least}" if self.above else f"from {self.least}"
+        return f"{'odd, ' if self.odd else ''}{low} {'upwards' if self.most == math.inf else f'to {self.most}'}"
+
+
+Share = Annotated[float, Range(0, 1)]
 """A setting from 0 to 1."""
+Count = Annotated[int, Range(1)]
+"""A setting from 1 upwards."""
 ALL = 1 << 62
 """As `observe_window`: every query."""
 ABOVE = 2.0**60
@@ -75,6 +99,11 @@ class CachePolicy:
         """What the plan leaves room for besides the cache."""
         return Scratch(min(self.observe_window, OBSERVED_ROWS), self.query_window, self.key_copies)
 
+    @property
+    def uneven(self) -> bool:
+        """Whether layers get different numbers of slots when the cache first fills: `allocate` is overridden."""
+        return type(self).allocate is not CachePolicy.allocate
+
     def minimum(self) -> int:
         """The smallest budget, in tokens, with which the policy means anything (the incoming chunk comes on top)."""
         return 1
@@ -84,7 +113,10 @@ class CachePolicy:
         return self.slack or min(max(budget // 64, 1), 32)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
-        """Slots of each governed layer, at least `floor` each, summing to at most `total`."""
+        """Slots of each governed layer, at least `floor` each, summing to at most `total`.
+
+        Asked for once, when the cache first fills; until then all layers have the same.
+        """
         return [total // len(layers)] * len(layers)
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
@@ -95,8 +127,11 @@ class CachePolicy:
         """
 
     def score(self, layer: CacheLayer) -> Tensor:
-        """The worth of every live slot, (B, H_kv | 1, L), a new tensor; 1 = one choice for all heads. Higher survives."""
-        raise NotImplementedError
+        """The worth of every live slot, (B, H_kv | 1, L), any real type, compared as float32; higher survives.
+
+        1 in place of H_kv: one choice for all heads. The tensor is copied before anything is written to it.
+        """
+        raise NotImplementedError("a policy overrides score() or compress()")
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         """How many of the first and of the newest tokens survive whatever their score, when `size` are kept."""
@@ -104,7 +139,7 @@ class CachePolicy:
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
         """The `size` slots that survive, ascending, (B, H_kv | 1, size)."""
-        score = self.score(layer)
+        score = checked(self, layer, self.score(layer))
         if self.shared_heads:
             score = score.mean(1, keepdim=True)
         first, newest = (min(count, layer.length) for count in self.protected(layer, size))
@@ -131,17 +166,42 @@ class OneShot(CachePolicy):
 
     one_shot: ClassVar[bool] = True
 
-    rho: Share = 1.0
+    rho: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Share of the prompt that is kept once it is in, and the cache gives back what it frees; 1: the budget alone decides."""
+
+    def sizes(self, layers: Sequence[CacheLayer], kept: int, prompt: int) -> list[int]:
+        """Tokens of each layer that stay of a prompt of so many, on average at most `kept`, nowhere fewer than `minimum()`."""
+        return [kept] * len(layers)
 
     def after_prefill(self, cache: KVCache) -> None:
         if self.rho >= 1:
             return
-        total = math.ceil(self.rho * cache.seen) * len(cache.governed)
-        for layer, size in zip(cache.governed, self.allocate(cache.governed, total, self.minimum()), strict=True):
+        # Exactly, as a product of floats would now and then be rounded up to one token more.
+        kept = max(math.ceil(Fraction(str(self.rho)) * cache.seen), self.minimum())
+        for layer, size in zip(cache.governed, self.sizes(cache.governed, kept, cache.seen), strict=True):
             if layer.length > size:
                 self.compress(layer, size)
             layer.trim()
+
+
+def checked(policy: CachePolicy, layer: CacheLayer, score: object) -> Tensor:
+    """A policy's score as a float32 tensor of its own on the layer's device. Raises UsageError for what is no score.
+
+    Looking at values makes a GPU wait, so there only a layer's first compaction does, and only under policies from outside.
+    """
+    name, heads = type(policy).__name__, layer.keys.shape[1]
+    allowed = [(layer.keys.shape[0], count, layer.length) for count in sorted({1, heads})]
+    if not isinstance(score, Tensor) or tuple(score.shape) not in allowed:
+        got = tuple(score.shape) if isinstance(score, Tensor) else repr(score)[:40]
+        raise UsageError(f"policy {name}: score() returned {got}, expected {' or '.join(map(str, allowed))}")
+    score = score.to(layer.device, torch.float32, copy=True)
+    shipped = type(policy).__module__.startswith("edgemllm.")
+    if shipped or (layer.compactions and layer.device.type != "cpu"):
+        return score
+    if not bool((score.amax(-1) > -torch.inf).all()):  # false for NaN too
+        what = "NaN" if bool(score.isnan().any()) else "-inf for every slot of a head"
+        raise UsageError(f"policy {name}: score() returned {what}, expected numbers, {tuple(score.shape)}")
+    return score
 
 
 def fit(wanted: Sequence[float], total: int, floor: int, ceiling: float = math.inf, spread: bool = True) -> list[int]:

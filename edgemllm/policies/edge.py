@@ -54,7 +54,7 @@ class Edge(CachePolicy):
     values: Share = 0.2
     """Share of the slots beside the newest that goes to the largest values."""
 
-    decay: float = 1.0
+    decay: Share = 1.0
     """Of the memory at every compaction; 1 never forgets a look."""
 
     @property

@@ -40,7 +40,7 @@ class H2O(CachePolicy):
         layer.slot("mass").add_(attention.sum(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return layer.slot("mass").clone()
+        return layer.slot("mass")
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return 0, round(self.recent * size)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import ABOVE, CachePolicy, Share
+from edgemllm.policies.base import ABOVE, CachePolicy, Count, Share
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class InfiniPotV(CachePolicy):
     tar: Share = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""
 
-    recent: int = 32
+    recent: Count = 32
     """Newest tokens: always kept, and what older keys are compared with."""
 
     def minimum(self) -> int:

@@ -17,7 +17,6 @@ important tokens 1:1, all text kept, and only tokens of at least average likenes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -26,7 +25,6 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.chunk import Modality
-from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
 from edgemllm.cache.scores import group_mean
@@ -102,15 +100,25 @@ class Meda(OneShot):
         layer.keep(kept)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
-        found = [self.entropy_of(layer) for layer in layers]
-        if any(one is None for one in found):
-            return super().allocate(layers, total, floor)
-        seen = layers[0].seen
-        share = shares([one for one in found if one is not None], total / (seen * len(layers)))
+        # A stream has no length that a layer could keep all of, nor 1% of: nothing is clamped.
+        found = self.entropies(layers)
+        return (
+            super().allocate(layers, total, floor) if found is None else fit(shares(found, total / len(layers)), total, floor)
+        )
+
+    def sizes(self, layers: Sequence[CacheLayer], kept: int, prompt: int) -> list[int]:
+        found = self.entropies(layers)
+        if found is None:
+            return super().sizes(layers, kept, prompt)
+        share, total, floor = shares(found, kept / prompt), kept * len(layers), self.minimum()
         if self.clamp or self.as_released:
-            return fit([min(max(a, 0.01), 1.0) * seen for a in share], total, floor, spread=False)
-        # Of one prompt no layer can keep more than all of it; of a stream it can.
-        return fit([a * seen for a in share], total, floor, ceiling=seen if total < seen * len(layers) else math.inf)
+            return fit([min(max(a, 0.01), 1.0) * prompt for a in share], total, floor, spread=False)
+        return fit([a * prompt for a in share], total, floor, ceiling=prompt)
+
+    def entropies(self, layers: Sequence[CacheLayer]) -> list[float] | None:
+        """E_l of every layer; None before anything was seen."""
+        found = [one for one in map(self.entropy_of, layers) if one is not None]
+        return found if len(found) == len(layers) else None
 
     def entropy_of(self, layer: CacheLayer) -> float | None:
         """E_l in nats; None before anything was seen. Without both modalities, that of the self-attention."""
@@ -121,11 +129,6 @@ class Meda(OneShot):
         if self.entropy == "self" or self.as_released or not both:
             return stats["self"] / stats["self_rows"]
         return stats["text"] / stats["text_rows"] + stats["vision"] / stats["vision_rows"]
-
-    def after_prefill(self, cache: KVCache) -> None:
-        if not cache.settled:
-            cache.settle()
-        super().after_prefill(cache)
 
 
 def entropy(weights: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ Follows Zefan-Cai/PyramidKV, including its integer divisions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import fit
+from edgemllm.policies.base import Count, fit
 from edgemllm.policies.snapkv import SnapKV
 
 
@@ -21,20 +22,30 @@ from edgemllm.policies.snapkv import SnapKV
 class PyramidKV(SnapKV):
     """SnapKV with linear layer budgets."""
 
-    beta: int = 20
+    beta: Count = 20
     """How pointed the pyramid is: the last layer gets 1/beta of the mean (released default 20)."""
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
-        base = total // len(layers) - self.window
-        wanted = [tokens + self.window for tokens in schedule(base, len(layers), self.beta)]
-        return fit([float(size) for size in wanted], total, floor)
+        beside = schedule(total // len(layers) - self.window, len(layers), self.beta)
+        return fit([tokens + self.window for tokens in beside], total, floor)
+
+    def sizes(self, layers: Sequence[CacheLayer], kept: int, prompt: int) -> list[int]:
+        beside = schedule(kept - self.window, len(layers), self.beta, prompt, self.window)
+        return fit([tokens + self.window for tokens in beside], kept * len(layers), self.minimum())
 
 
-def schedule(base: int, layers: int, beta: int) -> list[int]:
-    """Tokens beside the window for every layer, as released; their mean is `base` or a little more."""
-    if layers == 1:
-        return [base]
+def schedule(base: int, layers: int, beta: int, prompt: float = math.inf, window: int = 0) -> list[int]:
+    """Tokens beside the window for every layer, as released; their mean is `base` or a little more.
+
+    No layer gets more than a prompt of so many tokens has beside its window; the last layers take what the first cannot. Of
+    a prompt with fewer than 2 `base` tokens all layers keep the same.
+    """
+    if layers == 1 or prompt < 2 * base:
+        return [base] * layers
     low = base // beta
     high = 2 * base - low
+    if high > prompt - window:
+        high = int(prompt) - window
+        low = 2 * base - high
     step = (high - low) // (layers - 1)
     return [high - number * step for number in range(layers)]

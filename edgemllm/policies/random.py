@@ -7,11 +7,12 @@ sampling. A policy that does no better has learnt nothing from attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import CachePolicy
+from edgemllm.policies.base import CachePolicy, Range
 
 PRIME = 2**31 - 1
 
@@ -20,7 +21,7 @@ PRIME = 2**31 - 1
 class Random(CachePolicy):
     """A sample by priorities, and the newest tokens."""
 
-    seed: int = 1
+    seed: Annotated[int, Range(0, PRIME)] = 1
     """Of the priorities."""
 
     recent: int = 32
@@ -32,7 +33,7 @@ class Random(CachePolicy):
     def score(self, layer: CacheLayer) -> Tensor:
         # Two rounds of a multiplicative congruential generator: neighbours and seeds are far apart.
         place = layer.positions[0, ..., : layer.length].long() + 7919 * (self.seed + 1)
-        return (place * 48271 % PRIME * 16807 % PRIME).float()
+        return place * 48271 % PRIME * 16807 % PRIME
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return 0, self.recent

@@ -13,23 +13,23 @@ made with the latest queries (such a run is marked `streamed`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import OneShot
+from edgemllm.policies.base import Count, OneShot, Range
 
 
 @dataclass(frozen=True)
 class SnapKV(OneShot):
     """Observation window + pooled attention."""
 
-    window: int = 32
+    window: Count = 32
     """Observation window: last queries of the prompt, always kept (released default 32)."""
 
-    kernel: int = 5
+    kernel: Annotated[int, Range(1, odd=True)] = 5
     """Width of the pooling, odd (released default 5; 7 in its LongBench runs)."""
 
     pooling: Literal["avg", "max"] = "avg"

@@ -19,14 +19,13 @@ class StreamingLLM(CachePolicy):
     """Keeps the first `sinks` tokens and the newest ones."""
 
     sinks: int = 4
-    """First tokens of the stream, kept for ever (the paper's default)."""
+    """First tokens of the stream, kept indefinitely (the paper's default)."""
 
     def minimum(self) -> int:
         return self.sinks + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        order = torch.arange(layer.length, device=layer.device, dtype=torch.float32)
-        return order.repeat(layer.keys.shape[0], 1, 1)
+        return torch.arange(layer.length, device=layer.device).expand(layer.keys.shape[0], 1, -1)
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return self.sinks, 0

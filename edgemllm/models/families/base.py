@@ -108,9 +108,7 @@ class ModelFamily:
     def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
         """An empty cache of `budget` tokens a layer (None: unbounded), to be fed at most `chunk` tokens at once."""
         spec = self.spec
-        cache = KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
-        cache.share()
-        return cache
+        return KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
 
     @classmethod
     def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
