@@ -144,10 +144,11 @@ def prepare(
     if spec.vision is not None and patches is not None:
         spec = replace(spec, vision=replace(spec.vision, patches=patches))
     quant = request.quant
-    if checkpoint.ready_made:
+    if checkpoint.prequantised_with:
         if quant not in ("auto", "none"):
             raise UsageError(
-                f"--quant {quant}: {request.model} is already quantised with {checkpoint.ready_made}", "leave --quant out"
+                f"--quant {quant}: {request.model} is already quantised with {checkpoint.prequantised_with}",
+                "leave --quant out",
             )
         quant = "none"
     elif quant == "auto":

@@ -82,7 +82,7 @@ class Session:
     @property
     def format(self) -> ChatFormat:
         """The chat template; raises MissingError for a model that has none."""
-        self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens, self.family.around)
+        self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens, self.family.media_wrappers)
         return self._format
 
     def clear(self) -> None:

@@ -194,7 +194,7 @@ def test_a_checkpoint_quantised_beforehand_is_taken_as_it_is(tmp_path: Path) -> 
     found["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
     file.write_text(json.dumps(found))
     checkpoint = loading.locate(folder)
-    assert checkpoint.ready_made == "awq"
+    assert checkpoint.prequantised_with == "awq"
     assert prepare(Request(folder)).plan.weights_bytes == (tmp_path / "model.safetensors").stat().st_size
     with pytest.raises(UsageError, match="already quantised with awq"):
         prepare(Request(folder, quant="nf4"))
@@ -207,7 +207,7 @@ def test_a_checkpoint_in_four_bits_is_loaded_by_its_folder(tmp_path: Path) -> No
     first.model.save_pretrained(tmp_path / "small")
     first.tokenizer.save_pretrained(tmp_path / "small")
     checkpoint = loading.locate(str(tmp_path / "small"))
-    assert checkpoint.ready_made == "bitsandbytes"
+    assert checkpoint.prequantised_with == "bitsandbytes"
     again = loading.load(checkpoint, detail=FEW)
     assert loading.quantisation_of(again.model) == "nf4"
     assert asked(again)[0] == asked(first)[0]

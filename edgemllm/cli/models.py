@@ -61,5 +61,5 @@ def _one(name: str) -> None:
     count = f"{spec.parameters / 1e6:,.1f} million" if spec.parameters < 1e8 else f"{spec.parameters / 1e9:.2f} billion"
     print(f"{name}: {checkpoint.config.model_type}, {count} parameters, {', '.join(inputs)}")
     sizes = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
-    print(f"weights: {', '.join(sizes)}" if not checkpoint.ready_made else f"weights: {checkpoint.ready_made}")
+    print(f"weights: {', '.join(sizes)}" if not checkpoint.prequantised_with else f"weights: {checkpoint.prequantised_with}")
     print(table(over_profiles(Request(model, offline=True), checkpoint)))

@@ -1,4 +1,4 @@
-"""The C library's heap, where it is glibc's."""
+"""The C library's heap, where it is glibc's; elsewhere nothing here does anything."""
 
 from __future__ import annotations
 
@@ -8,26 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
-SMALL, LARGE, SPARE = 1 << 20, 32 << 20, 256 << 20
+SMALL, LARGE = 1 << 20, 32 << 20
 
 
 @contextmanager
-def freed_at_once() -> Iterator[None]:
+def release_freed_pages() -> Iterator[None]:
     """Inside, freed blocks of a megabyte and more go back to the system at once.
 
-    glibc raises that limit to 32 MiB when large blocks are freed, and what is kept lies between full-precision weights that
-    were needed for a moment: a quantised model came to five times its size.
-
-    Behind this, the limit is where glibc has it, but of what is freed at the heap's end it keeps up to 256 MiB instead of 64:
-    a policy that watches a chunk's attention crossed that border to and fro, and got its pages from the system anew each time.
+    glibc raises that limit to 32 MiB when large blocks are freed, and what it keeps lies between full-precision weights that
+    were needed for a moment: a quantised model came to five times its size. Afterwards the limit stays at these 32 MiB: once
+    it was set, glibc no longer adjusts it.
     """
-    tune = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if tune is None:
-        yield
-        return
-    tune(MMAP_THRESHOLD, SMALL)
+    _tune(MMAP_THRESHOLD, SMALL)
     try:
         yield
     finally:
-        tune(MMAP_THRESHOLD, LARGE)
-        tune(TRIM_THRESHOLD, SPARE)
+        _tune(MMAP_THRESHOLD, LARGE)
+
+
+def keep_heap(size: int) -> None:
+    """From now on, keep up to `size` freed bytes at the end of the heap (glibc: 64 MiB) instead of returning them.
+
+    A policy that watches a chunk's attention allocates and frees across that border, and would get its pages from the system
+    anew each time.
+    """
+    _tune(TRIM_THRESHOLD, size)
+
+
+def _tune(parameter: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(parameter, value)

@@ -22,13 +22,13 @@ class ChatFormat:
     """Splits the template's output into what goes before, between and after media and question."""
 
     def __init__(
-        self, tokenizer: Any, tokens: dict[str, str | None], around: Mapping[str, tuple[str, str]] | None = None
+        self, tokenizer: Any, tokens: dict[str, str | None], media_wrappers: Mapping[str, tuple[str, str]] | None = None
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens = tokens
         """The placeholder token of each kind of media, `image` and `video`."""
-        self.around = around or {}
-        """Text before and behind media of a kind, in place of the placeholder."""
+        self.media_wrappers = media_wrappers or {}
+        """Text before and after media of a kind, in place of the placeholder."""
         if not getattr(tokenizer, "chat_template", None):
             raise MissingError(
                 "this model has no chat template, so it cannot chat",
@@ -63,7 +63,7 @@ class ChatFormat:
             token = self.tokens[kind]
             assert token is not None
             piece, before = before.split(token, 1)
-            opening, closing = self.around.get(kind, ("", ""))
+            opening, closing = self.media_wrappers.get(kind, ("", ""))
             pieces.append(piece + opening)
             before = closing + before
         return [*pieces, before, after]

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgemllm.device.heap import freed_at_once
+from edgemllm.device.heap import keep_heap, release_freed_pages
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import hub, shipped
 from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
-from edgemllm.models.quantisation import as_stored, method_of, quantisation_of, recipe
+from edgemllm.models.quantisation import method_of, quantisation_of, recipe, without_cpu_repacking
 from edgemllm.models.spec import ModelSpec
 from edgemllm.models.weights import check_complete
 
@@ -24,6 +24,8 @@ __all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 NEEDS = {"awq": "gptqmodel", "gptq": "optimum gptqmodel", "bitsandbytes": "bitsandbytes"}
 """Packages without which transformers cannot read a checkpoint that was quantised beforehand."""
+HEAP_BYTES = 256 << 20
+"""Freed memory that a process keeps for its next steps, once a model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Checkpoint:
         return family_of(self.config.model_type)
 
     @property
-    def ready_made(self) -> str:
+    def prequantised_with(self) -> str:
         """The method it was quantised with beforehand, or nothing."""
         return method_of(self.config)
 
@@ -48,7 +50,7 @@ class Checkpoint:
     def spec(self) -> ModelSpec:
         """Its sizes; what was quantised beforehand takes the bytes of its files."""
         spec = ModelSpec.from_config(self.config)
-        if not self.ready_made or self.folder is None:
+        if not self.prequantised_with or self.folder is None:
             return spec
         return replace(spec, stored_bytes=sum(path.stat().st_size for path in self.folder.glob("*.safetensors")))
 
@@ -73,7 +75,7 @@ def locate(
     return Checkpoint(name, folder, config)
 
 
-@freed_at_once()
+@release_freed_pages()
 def load(
     checkpoint: Checkpoint,
     quant: str = "none",
@@ -97,7 +99,7 @@ def load(
         from edgemllm.models.random_weights import byte_tokenizer, random_model
 
         model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
-        return family(as_stored(model.eval()), byte_tokenizer(checkpoint.config), "", detail)
+        return _ready(family, model, byte_tokenizer(checkpoint.config), "", detail)
     options: dict[str, Any] = {}
     if quant != "none":
         options["quantization_config"] = recipe(quant, kind, checkpoint.config)
@@ -118,7 +120,7 @@ def load(
                 **options,
             )
         except ImportError as error:
-            method = checkpoint.ready_made
+            method = checkpoint.prequantised_with
             raise UsageError(
                 f"model {checkpoint.name} is quantised with {method}, and its package is not installed here",
                 f"pip install {NEEDS.get(method, method)}, or an unquantised checkpoint with --quant nf4",
@@ -132,4 +134,10 @@ def load(
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
-    return family(as_stored(model.eval()), tokenizer, str(checkpoint.folder), detail)
+    return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
+
+
+def _ready(family: type[ModelFamily], model: Any, tokenizer: Any, folder: str, detail: Detail) -> ModelFamily:
+    """The family of a model whose weights are in place; from here on the heap is set for computing."""
+    keep_heap(HEAP_BYTES)
+    return family(without_cpu_repacking(model.eval()), tokenizer, folder, detail)

@@ -58,7 +58,7 @@ def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
     )
 
 
-def as_stored(model: Any) -> Any:
+def without_cpu_repacking(model: Any) -> Any:
     """The model, its 4-bit layers kept from repacking their weights at the first token, as they do where there is AVX512-BF16.
 
     There bitsandbytes (0.50) would compute in bfloat16 whatever the dtype, take eight times a layer's bytes while it repacks,

@@ -51,7 +51,7 @@ class ModelFamily:
     video_token: str | None = None
     """What the chat template writes where an image or a video goes."""
 
-    around: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    media_wrappers: Mapping[str, tuple[str, str]] = MappingProxyType({})
     """Text that a kind of media has before and behind it, tokenised together with the neighbouring text."""
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:

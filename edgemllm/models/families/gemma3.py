@@ -72,7 +72,7 @@ class Gemma3Family(Gemma3TextFamily):
             tokenizer.convert_ids_to_tokens(index) for index in (model.config.boi_token_id, model.config.eoi_token_id)
         )
         self.image_token = opening  # what the template writes; the processor puts the rest around the picture
-        self.around = {"image": (f"\n\n{opening}", f"{closing}\n\n")}
+        self.media_wrappers = {"image": (f"\n\n{opening}", f"{closing}\n\n")}
 
     @property
     def text_model(self) -> Any:

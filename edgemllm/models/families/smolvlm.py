@@ -97,7 +97,7 @@ class SmolVLMFamily(Idefics3Family):
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         super().__init__(model, tokenizer, folder, detail)
         self.video_token = getattr(tokenizer, "video_token", "<video>")
-        self.around = {"video": ("", "\n\n")}
+        self.media_wrappers = {"video": ("", "\n\n")}
         template = tokenizer.chat_template
         if isinstance(template, str) and "video" not in template:
             # As in transformers: the template of the first checkpoints has no place for a video.
