@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -125,9 +126,12 @@ class Session:
         self.begin(getattr(video, "interval", None))
         frames = iter(video)
         shown = 0
-        while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
-            self.see(batch)
-            shown += len(batch)
+        with contextlib.ExitStack() as at_end:
+            # A generator holds a file, a camera or a thread, and would keep it as long as somebody keeps our traceback.
+            at_end.callback(getattr(frames, "close", lambda: None))
+            while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
+                self.see(batch)
+                shown += len(batch)
         self._close()
         return shown
 

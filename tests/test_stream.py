@@ -390,7 +390,7 @@ def test_questions_typed_while_it_runs_are_answered_on_the_way(demo: ModelFamily
             typing.write("/exit\n")
             typing.flush()
 
-        thread = threading.Thread(target=type_in)
+        thread = threading.Thread(target=type_in, daemon=True)  # a failing run answers nothing, and pytest is to end
         thread.start()
         stream.run()
         thread.join()

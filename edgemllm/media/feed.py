@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 from edgemllm.errors import EdgeError, MediaError
@@ -20,7 +23,11 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 
 
 class Reader(Protocol):
-    """Anything whose iteration brings frames, such as a Video; ended by its close, where it has one."""
+    """Anything whose iteration brings frames, such as a Video.
+
+    Where it has a `stop`, that ends the iteration soon and is called from another thread; where it has a `close`, that
+    releases it and is called by the thread that iterates.
+    """
 
     path: str
 
@@ -36,9 +43,9 @@ class Notice:
     fields: dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Feed:
-    """Frames of a reader, through a queue of `size`.
+    """Frames of a reader, through a queue of `size`. Use it as a context manager, or iterate: both close it at their end.
 
     `live`: when the queue is full the oldest frame makes room, and is counted in `dropped`; otherwise the reader waits.
     Frames carry their own times plus `offset`; `arrival`: the time at which they came, counted from `begin`. `paced`: each
@@ -78,8 +85,15 @@ class Feed:
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         # From the start, so that a live source is read (and discarded) while the model is being loaded.
         self._thread.start()
+        _open.add(self)
 
     # ---- for the one who watches -------------------------------------------------------------------------------
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     def begin(self) -> None:
         """The clock of a live source starts now; what came before is not shown."""
@@ -96,8 +110,11 @@ class Feed:
 
     def __iter__(self) -> Iterator[Frame]:
         """Every frame of a recording, decoded while the model works on those before it. Raises what the reader raised."""
-        while not self.done:
-            yield from self.take(self.size, wait_s=1.0)
+        try:
+            while not self.done:
+                yield from self.take(self.size, wait_s=1.0)
+        finally:
+            self.close()
         raise_error(self)
 
     def take(self, most: int, before: float = math.inf, wait_s: float = 0.1) -> list[Frame]:
@@ -130,6 +147,7 @@ class Feed:
     def close(self) -> None:
         """Stop reading. Frames of a live source that still wait count as dropped."""
         self._closed.set()
+        _call(self.reader, "stop")
         with self._changed:
             self.dropped += len(self._queue) if self.live else 0
             self._queue.clear()
@@ -148,7 +166,7 @@ class Feed:
         except Exception as error:  # told by the main thread, which has the user's attention
             self.error = error
         finally:
-            self._let_go()
+            _call(self.reader, "close")
             with self._changed:
                 self.ended = True
                 self._changed.notify_all()
@@ -165,7 +183,7 @@ class Feed:
             return error.message
         finally:
             if self.connect is not None:
-                self._let_go()
+                _call(self.reader, "close")
         return "it ended"
 
     def _put(self, frame: Frame) -> bool:
@@ -229,12 +247,6 @@ class Feed:
         self.notices.append(Notice("back", text, {**fields, "attempts": self._attempts}))
         self._attempts = 0
 
-    def _let_go(self) -> None:
-        """Close the reader, in the thread that reads it."""
-        close = getattr(self.reader, "close", None)
-        if close is not None:
-            close()
-
 
 def raise_error(feed: Feed) -> None:
     """Raise what went wrong in the thread, if anything."""
@@ -242,3 +254,22 @@ def raise_error(feed: Feed) -> None:
         raise feed.error
     if feed.error is not None:
         raise MediaError(f"{feed.reader.path} cannot be read: {feed.error}") from feed.error
+
+
+def _call(reader: Reader, name: str) -> None:
+    """Call a method that not every reader has."""
+    getattr(reader, name, lambda: None)()
+
+
+_open: weakref.WeakSet[Feed] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what an error has left open, before Python ends.
+
+    A daemon thread that returns from OpenCV to an interpreter which is shutting down is killed in the middle of C++ code:
+    the process aborts, or never ends (https://github.com/python/cpython/issues/87135).
+    """
+    for feed in list(_open):
+        feed.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,13 @@ class GrowingFolder:
         """Files that came with a name before one already taken, and files that are no image: not watched."""
         self._looked = time.time()
         self._waiting = True
+        self._stopped = threading.Event()
         if not self.folder.is_dir():
             raise MissingError(f"no folder {path}", "give a folder that is there, even if it is still empty")
+
+    def stop(self) -> None:
+        """End the iteration; another thread may call this."""
+        self._stopped.set()
 
     def go_on_after(self, name: str, index: int) -> None:
         """Take only what is behind a file already taken."""
@@ -41,12 +47,12 @@ class GrowingFolder:
     def __iter__(self) -> Iterator[Frame]:
         ticks = Ticks(0.0, 1 / self.fps)
         began = came = time.monotonic()
-        while self.timeout is None or time.monotonic() - came < self.timeout:
+        while not self._stopped.is_set() and (self.timeout is None or time.monotonic() - came < self.timeout):
             for frame in self._fresh():
                 came = time.monotonic()
                 if not self.live or ticks.is_due(came - began):
                     yield frame
-            time.sleep(POLL_S)
+            self._stopped.wait(POLL_S)
 
     def _fresh(self) -> Iterator[Frame]:
         """The images behind the latest one, up to the first that is still being written."""

@@ -47,6 +47,7 @@ class Video:
         self.shortfall: str | None = None
         """Set at the end where less could be decoded than the header promises."""
         self.live = False
+        self._stopped = False
         self._timeout = timeout
         self._capture: Any = None
         self._images: list[Path] = []
@@ -93,6 +94,10 @@ class Video:
         if self._capture is not None:
             self._capture.release()
 
+    def stop(self) -> None:
+        """End the iteration at the next frame that is decoded, wanted or not; another thread may call this."""
+        self._stopped = True
+
     def go_on_after(self, seconds: float) -> None:
         """Deliver only what comes behind `seconds`, as if there had been no break."""
         self._ticks.go_on_after(seconds)
@@ -130,6 +135,8 @@ class Video:
             yield frame
             if self.max_frames is not None and self.frames_seen >= self.max_frames:
                 return
+        if self._stopped:
+            return
         if not self.frames_seen and self.shortfall:
             raise MediaError(f"{self.path}: {self.shortfall}", "fetch it again, or choose an earlier --start")
         if not self.frames_seen and not self.live and self._from == self.start:
@@ -211,7 +218,7 @@ class Video:
         while self._capture.grab() or (not self.live and self._capture.grab()):
             self.frames_decoded += 1
             now = time.monotonic() - began if self.live else self._stamp(now)
-            if self._is_past(now):
+            if self._stopped or self._is_past(now):
                 return
             if self._ticks.is_due(now):
                 ok, image = self._capture.retrieve()

@@ -80,12 +80,8 @@ class Chat:
         """Show one video, decoded ahead of the model by a thread, and say how much of it was seen."""
         self.video = video
         self.display.expected = video.expected
-        feed = Feed(video, FRAMES_AT_ONCE, full_batches=True)
-        try:
-            with out_of_memory():
-                video.frames_seen = self.session.watch(feed)
-        finally:
-            feed.close()
+        with Feed(video, FRAMES_AT_ONCE, full_batches=True) as feed, out_of_memory():
+            video.frames_seen = self.session.watch(feed)
         self.display.expected = None
         self.display.say(f"{video.path}: {video.describe()}")
         if video.shortfall:
