@@ -166,6 +166,7 @@ class Session:
         self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]
+        self.cache.begin_prompt()
         logits = self.feed(self._text(before + question + after))
         self.first, self.media = False, []
         self.policy.after_prefill(self.cache)

@@ -68,6 +68,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
             for layer in session.cache.layers
         ],
         "settled": session.cache.settled,
+        "prompt": session.cache.layers[0].prompt,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -113,6 +114,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
+        layer.prompt = header.get("prompt", 0)
     session.cache.rope.step = header["step"]
     session.cache.settled = header["settled"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]

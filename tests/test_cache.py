@@ -237,6 +237,30 @@ def test_inf_mllm_keeps_what_the_window_looks_at_and_the_recent() -> None:
     assert kept == sorted([0, 1, *best.tolist(), *range(30, 40)])
 
 
+@pytest.mark.parametrize(("count", "rows"), [(3, 3), (9, 9), (30, 12)])
+def test_window_prompt_scores_by_the_newest_prompts_queries_alone(count: int, rows: int) -> None:
+    """Of one that is longer than what is kept by its last queries."""
+    tiny, policy = llama(), InfMLLM(window="prompt", longest=12, sinks=2, bias=0.0, recent=0.1, slack=14)
+    chunk = tiny.text_chunk(random_ids(60 + count))
+    cache = tiny.new_cache(policy, 60 + count, 8)
+    tiny.use(NAME)
+    *before, prompt = chunk.split(60)
+    for part in before[0].split(8):
+        forward(tiny.text, cache, part)
+    cache.begin_prompt()
+    for part in prompt.split(8):
+        forward(tiny.text, cache, part)
+    layer = cache.layers[1]
+    assert layer.queries is not None
+    assert layer.queries.shape[2] == policy.query_window == 12
+    attention = layer.window_attention()[:, :, -rows:].mean(2).mean(1)[0]
+    newest = max(rows, round(0.1 * (60 + count)))
+    best = attention[2 : 60 + count - newest].topk(46 + count - newest - 2).indices + 2
+    policy.after_prefill(cache)
+    kept = layer.positions[0, 0, 0, : layer.length].tolist()
+    assert kept == sorted([0, 1, *best.tolist(), *range(60 + count - newest, 60 + count)])
+
+
 def test_a_large_bias_makes_inf_mllm_a_window_with_sinks() -> None:
     tiny = llama()
     tiny.run(tiny.text_chunk(random_ids(200)), 4, InfMLLM(window=4, sinks=4, bias=100.0, slack=1), 32)

@@ -72,6 +72,11 @@ class KVCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.incoming, layer.ring = chunk, ring
 
+    def begin_prompt(self) -> None:
+        """What comes next is the newest prompt."""
+        for layer in self.layers:
+            layer.prompt = self.seen
+
     def make_room(self, count: int) -> None:
         """In every layer, for `count` more tokens."""
         for layer in self.layers:

@@ -27,12 +27,13 @@ class CacheLayer(Storage, CacheLayerMixin):  # type: ignore[misc]
     keys are turned by their slots' rotation where `rotated`, else unrotated; places are renumbered positions, only for
     several axes: one axis numbers its slots 0..L-1.
     queries  (B, H, w, D), the latest queries, unrotated, only where the policy asks for them
+    prompt   tokens of the stream before the newest prompt
     """
 
     def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
         super().__init__()
         self.policy, self.rope, self.budget, self.window = policy, rope, budget, window
-        self.length = self.seen = self.since = self.evicted = self.compactions = 0
+        self.length = self.seen = self.since = self.evicted = self.compactions = self.prompt = 0
         self.streamed = False
         """A policy published for one prompt had to evict before that prompt's end."""
         self.rows = slice(0)
@@ -101,7 +102,7 @@ class CacheLayer(Storage, CacheLayerMixin):  # type: ignore[misc]
         """Forget everything, keep the memory."""
         for notes in self.slots.values():
             notes.zero_()
-        self.length = self.seen = self.since = self.evicted = self.compactions = 0
+        self.length = self.seen = self.since = self.evicted = self.compactions = self.prompt = 0
         self.streamed = False
         for number in self.stats.values():
             number.zero_()
@@ -166,13 +167,14 @@ class CacheLayer(Storage, CacheLayerMixin):  # type: ignore[misc]
         places = self.rotary_positions()[0]
         return places[..., -count:, None] - places[..., None, :] < self.window
 
-    def window_attention(self) -> Tensor:
+    def window_attention(self, rows: int | None = None) -> Tensor:
         """Attention of the latest queries to the live slots, (B, H_kv, w, L) float32, mean over the query group.
 
-        The window's own tokens must still be the last live slots: a policy never evicts them.
+        w: all that are kept, or `rows` of them. Their own tokens must still be the last live slots: a policy never evicts them.
         """
         assert self.queries is not None
-        window = min(self.queries.shape[2], self.seen)
+        kept = min(self.queries.shape[2], self.seen)
+        window = kept if rows is None else min(rows, kept)
         latest = torch.arange(self.seen - window, self.seen, device=self.device) % self.queries.shape[2]
         rotation = self.rope.at(self.rotary_positions()[..., -window:], self.keys)
         turned = rotate_queries(self.queries[:, :, latest], rotation)
