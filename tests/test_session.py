@@ -93,6 +93,17 @@ def test_an_endless_stream_with_questions_stays_in_its_budget(demo: ModelFamily,
     assert kv["evicted_tokens"] == pytest.approx(kv["seen_tokens"] - kv["tokens"], abs=1)
 
 
+def test_a_question_is_the_newest_prompt(demo: ModelFamily) -> None:
+    session = Session(demo, InfMLLM(window="prompt"), 400, 24)
+    session.watch(clip(12))
+    for _ in range(2):
+        seen, answered = session.cache.seen, session.meter.decode_tokens
+        answer(session)
+        asked = session.cache.seen - (session.meter.decode_tokens - answered) - seen
+        assert {layer.prompt for layer in session.cache.layers} == {seen}
+        assert 10 < asked < 60
+
+
 def test_chunk_size_does_not_matter_while_all_fits(demo: ModelFamily) -> None:
     answers = set()
     for chunk in (500, 17, 1):

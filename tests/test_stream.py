@@ -234,9 +234,10 @@ def build(session: Session, first: int, count: int, save_wanted: Callable[[], bo
     return stream, out
 
 
-@pytest.mark.parametrize("name", policies.names())
-def test_a_stream_put_to_sleep_and_woken_goes_on_as_without_the_break(demo: ModelFamily, name: str, tmp_path: Path) -> None:
-    policy, path = policies.build(name), tmp_path / "state.edge"
+@pytest.mark.parametrize("case", [*policies.names(), "inf-mllm window=prompt longest=20"])
+def test_a_stream_put_to_sleep_and_woken_goes_on_as_without_the_break(demo: ModelFamily, case: str, tmp_path: Path) -> None:
+    name, *settings = case.split()
+    policy, path = policies.build(name, settings), tmp_path / "state.edge"
     budget = 72 if policy.bounded else None
 
     def fresh() -> Session:
