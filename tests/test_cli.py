@@ -330,3 +330,36 @@ def test_a_plan_names_a_model_that_fits_where_no_setting_helps() -> None:
 def test_a_plan_gives_a_speed_only_where_memory_bandwidth_limits_it() -> None:
     assert "no ceiling" in run("plan", "--profile", "orin-nano-8gb").stdout
     assert "tokens/s while decoding" in run("plan", "--profile", "orin-nano-8gb", "-m", "smolvlm2-2.2b").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("chat --fps abc hi", "--fps: a number expected"),
+        ("chat --max-tokens 0 hi", "--max-tokens: 1 or more expected"),
+        ("chat --josn hi", "no such option: --josn (did you mean --json, --jsonl?)"),
+        ("chat --kv-budget", "option '--kv-budget' requires an argument"),
+        ("chta", "no such command 'chta' (did you mean 'chat'?)"),
+        ("stream", "missing argument 'SOURCE'"),
+        ("--foo", "no such option: --foo"),
+    ],
+)
+def test_a_mistyped_command_line_is_told_in_the_words_of_all_errors(arguments: str, words: str) -> None:
+    from typer.testing import CliRunner
+
+    from edgemllm.cli.main import app
+
+    done = CliRunner().invoke(app, arguments.split())
+    first = arguments.split()[0]
+    command = f"edgemllm {first}" if first in ("chat", "stream") else "edgemllm"
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {words}\n  try: {command} --help\n"
+    assert done.stdout == ""
+
+
+def test_a_value_that_was_not_typed_names_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "edgemllm.toml").write_text('[chat]\nfps = "abc"\n')
+    assert "--fps ('abc' in edgemllm.toml): a number expected" in run("chat", "hi", cwd=tmp_path).stderr
+    done = run("chat", "hi", cwd=tmp_path, EDGEMLLM_FPS="fast")
+    assert done.returncode == 2
+    assert "--fps (EDGEMLLM_FPS=fast in the environment): a number expected" in done.stderr

@@ -12,17 +12,27 @@ import typer
 from typer.core import TyperGroup
 
 from edgemllm import policies
+from edgemllm.cli import usage
 from edgemllm.errors import EdgeError
 
 
 class Commands(TyperGroup):
     """Turns every failure into a line on stderr and its exit code."""
 
+    def make_context(self, *arguments: Any, **more: Any) -> Any:
+        """Read what stands before the command."""
+        try:
+            with usage.translated():
+                return super().make_context(*arguments, **more)
+        except EdgeError as error:
+            return _expected(error, False)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; EdgeError, Ctrl-C and a closed pipe end it without a traceback."""
         debugging = _debugging(ctx.args)
         try:
-            return super().invoke(ctx)
+            with usage.translated(" ".join(["edgemllm", *getattr(ctx, "_protected_args", [])[:1]])):
+                return super().invoke(ctx)
         except EdgeError as error:
             return _expected(error, debugging)
         except KeyboardInterrupt:

@@ -206,6 +206,18 @@ def defaults_from_files(commands: dict[str, set[str]]) -> dict[str, dict[str, An
     return found
 
 
+def written(command: str, name: str) -> tuple[Path | None, Any]:
+    """The configuration file that an option's value comes from, and that value; (None, None) where there is none."""
+    for path in config_files():
+        table = _read(path)
+        own = table.get(command)
+        for values in (own if isinstance(own, dict) else {}, table):
+            for key, value in values.items():
+                if key.replace("-", "_") == name:
+                    return path, value
+    return None, None
+
+
 def _read(path: Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from edgemllm.device.memory import probe
 from edgemllm.device.profiles import DeviceProfile, load, names
 
 ORIN = (8, 7)
+DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""What a GPU's driver shows: a graphics card, a Jetson, WSL, ROCm."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Gpu:
 
 
 def cuda_gpu() -> Gpu | None:
-    """CUDA device 0, or none when torch sees no GPU."""
+    """CUDA device 0, or none when torch sees no GPU: where Linux has no driver for one, without importing torch."""
+    if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
+        return None
     import torch
 
     if not torch.cuda.is_available():

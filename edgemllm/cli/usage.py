@@ -1,0 +1,58 @@
+"""Mistakes on the command line, which click and typer find, in the words of our own errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from edgemllm.cli import options
+from edgemllm.errors import UsageError
+
+WORDING = (
+    (r"^Input should be (a|an) valid (\w+).*", r"\1 \2 expected"),
+    (r"^Input should be greater than or equal to (\S+)", r"\1 or more expected"),
+    (r"^Input should be less than or equal to (\S+)", r"\1 or less expected"),
+    (r"^Input should be (.*)", r"\1 expected"),
+)
+
+
+@contextlib.contextmanager
+def translated(command: str = "edgemllm") -> Iterator[None]:
+    """Raise UsageError where click or typer find a mistake; `command` is what to ask for help where they do not say."""
+    try:
+        yield
+    except Exception as error:
+        # Typer ships a click of its own, older ones import it: known by what it does, not by its class.
+        if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        raise _own(error, command) from None
+
+
+def _own(error: Any, command: str) -> UsageError:
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    message = error.format_message().strip().rstrip(".")
+    if parameter is not None and message.startswith("Invalid value"):
+        reason = error.message
+        for pattern, words in WORDING:
+            reason = re.sub(pattern, words, reason)
+        message = f"{parameter.opts[0]}{_origin(context, parameter)}: {reason}"
+    else:
+        message = message[:1].lower() + message[1:]
+        message = re.sub(r" \(Possible options: (.*)\)| ?\. Did you mean (.*)\?", r" (did you mean \1\2?)", message)
+    page = " ".join(["edgemllm", *context.command_path.split()[1:]]) if context is not None else command
+    return UsageError(message, f"{page} --help")
+
+
+def _origin(context: Any, parameter: Any) -> str:
+    """Where a value comes from that was not typed."""
+    source = context.get_parameter_source(parameter.name) if context is not None else None
+    name = getattr(source, "name", "")
+    if name == "ENVIRONMENT":
+        return f" ({parameter.envvar}={os.environ.get(parameter.envvar, '')} in the environment)"
+    if name == "DEFAULT_MAP":
+        path, value = options.written(context.info_name, parameter.name)
+        return f" ({value!r} in {path})"
+    return ""
