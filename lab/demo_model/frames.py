@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,14 +31,14 @@ def glyph(digit: int, path: str) -> np.ndarray:
     font = ImageFont.truetype(path, 96)
     image = Image.new("L", (160, 160))
     ImageDraw.Draw(image).text((30, 10), str(digit), fill=255, font=font)
-    mask = np.asarray(image)
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    mask: np.ndarray = np.asarray(image)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, blur, noise and compression, then squashed to the model's square as the product does it."""
-    x = image.astype(np.float32)
+    x: Any = image.astype(np.float32)
     x = (x - 128) * rng.uniform(0.85, 1.15) + 128 if rng.random() < 0.3 else x
     x = x * rng.uniform(0.72, 1.28)
     if rng.random() < 0.3:

@@ -55,7 +55,7 @@ class Gaze:
         """The last hidden state, and those before the layers of the two heads."""
         places = torch.arange(embeds.shape[1])[None]
         turns = self.decoder.rotary_emb(embeds, places)
-        hidden, before = embeds, {}
+        hidden, before = embeds, dict[str, Tensor]()
         for number, layer in enumerate(self.decoder.layers):
             before |= {name: hidden for name, head in HEADS.items() if head.layer == number}
             hidden = layer(hidden, attention_mask=None, position_ids=places, position_embeddings=turns)
@@ -110,9 +110,10 @@ class Gaze:
         def turned(linear: nn.Linear, head: int) -> Tensor:
             mine = slice(head * size, (head + 1) * size)
             states = nn.functional.linear(hidden, linear.weight[mine], linear.bias[mine])
-            return states * cos + rotate_half(states) * sin
+            rotated: Tensor = states * cos + rotate_half(states) * sin
+            return rotated
 
         query, key = turned(attention.q_proj, which.head), turned(attention.k_proj, group)
         row, place = queries.T
-        scores = torch.einsum("nd,nkd->nk", query[row, place], key[row]) * attention.scaling
+        scores: Tensor = torch.einsum("nd,nkd->nk", query[row, place], key[row]) * attention.scaling
         return scores.masked_fill(torch.arange(hidden.shape[1]) > place[:, None], -torch.inf)

@@ -128,80 +128,88 @@ class Course:
             self.marks = []
 
 
-def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None) -> None:
-    """Runs by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the tokens is prose.
+class Report:
+    """Running means of what the training prints: losses, and the share of right answers by topic."""
 
-    `start`: a finished checkpoint folder to go on from, instead of the earlier phases; the course begins with its mixture.
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.losses: dict[str, float] = {}
+        self.marks: dict[str, float] = {}
+
+    def add(self, losses: dict[str, Tensor | None]) -> None:
+        """Count the losses of one step."""
+        for name, loss in losses.items():
+            if loss is not None:
+                self.losses[name] = 0.95 * self.losses.get(name, loss.item()) + 0.05 * loss.item()
+
+    def grade(self, logits: Tensor, labels: Tensor, wanted: Tensor, talk: Tensor) -> tuple[float, float]:
+        """Shares of right tokens of the drills and of right number answers of the conversations, which are rows of `talk`."""
+        drilled = float((logits.argmax(-1) == labels)[~talk].float().mean())
+        before = nn.functional.pad(wanted, (1, 0))[:, :-1]
+        starts = (wanted & ~before)[wanted].nonzero().flatten()
+        starts = starts[: int((starts < int(talk.sum())).sum())]
+        right = answers_right(logits[talk], labels[talk], starts)
+        words = [self.tokenizer.decode([int(first)]).strip() for first in labels[talk][starts]]
+        by_topic: dict[str, list[bool]] = {}
+        for word, good in zip(words, right.tolist(), strict=True):
+            by_topic.setdefault(TOPICS.get(word, "number" if word.isdigit() else "list"), []).append(good)
+        for topic, goods in by_topic.items():
+            share = float(np.mean(goods))
+            self.marks[topic] = 0.8 * self.marks.get(topic, share) + 0.2 * share
+        return drilled, float(np.mean(by_topic.get("number", [float("nan")])))
+
+    def __str__(self) -> str:
+        losses = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        return f"{losses} right " + " ".join(f"{topic} {mark:.3f}" for topic, mark in sorted(self.marks.items()))
+
+
+def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+    """Train by the clock: the learning rate falls to zero at the end of `minutes`. A fifth of the tokens is prose.
+
+    `start`: a finished checkpoint folder to continue from, instead of the earlier phases; the course begins with its mixture.
     """
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32) if start else assemble(work)
+    model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32) if start else assemble(work)
     begun = work / "joint.pt"
     if begun.exists():
         model.load_state_dict(torch.load(begun, weights_only=True))
     table, bank = feature_table(model, work, scale=start is None and not begun.exists())
-    writer = Writer(tokenizer, bank)
+    writer, report = Writer(tokenizer, bank), Report(tokenizer)
     optimisers = Optimisers(
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
     )
-    text_model, head = model.model.language_model, model.lm_head
     gaze = Gaze(model, writer, len(table))
-    compiled = torch.compile(gaze.forward, dynamic=False)
-
-    def answers(batch: Stream) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Logits, labels and places of what is to be learnt in a batch; the hidden states before the layers of `Gaze`."""
-        hidden, before = compiled(embed(model, table, batch))
-        labels = torch.from_numpy(batch.labels)[:, 1:]
-        wanted = labels >= 0
-        return head(hidden[:, :-1][wanted]), labels[wanted], wanted, before
-
+    compiled: Any = torch.compile(gaze.forward, dynamic=False)
     course = Course(len(LEVELS) if start else 0)
     started, step = time.time(), 0
-    shown: dict[str, float] = {}
-    marks: dict[str, float] = {}
     while (progress := (time.time() - started) / (minutes * 60)) < 1:
         rng = np.random.default_rng([seed, step])
         stage = course.at(progress, step)
         rows = 4096 // stage.length
         drills = round(rows * stage.drills)
         batch = writer.batch(rng, rows - drills, drills, stage.length, stage.slides, stage.shown, stage.dense)
-        logits, labels, wanted, hidden = answers(batch)
+        hidden, before = compiled(embed(model, table, batch))
+        labels = torch.from_numpy(batch.labels)[:, 1:]
+        wanted = labels >= 0
+        logits, labels = model.lm_head(hidden[:, :-1][wanted]), labels[wanted]
         each = nn.functional.cross_entropy(logits, labels, reduction="none")
         talk = wanted.nonzero()[:, 0] < rows - drills
         # A drill has many more answers than a conversation: each kind counts as its own mean.
         losses = {"talk": each[talk].mean() if drills < rows else None, "drill": each[~talk].mean() if drills else None}
         ids = text_batch(tokens, rng, 1, 1024)
-        prose, _ = compiled(text_model.embed_tokens(ids))
-        losses["text"] = nn.functional.cross_entropy(head(prose[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        losses |= gaze.losses(hidden, batch)
+        prose, _ = compiled(model.model.language_model.embed_tokens(ids))
+        losses["text"] = nn.functional.cross_entropy(model.lm_head(prose[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        losses |= gaze.losses(before, batch)
         torch.stack([loss for loss in losses.values() if loss is not None]).sum().backward()
         optimisers.step(min(1.0, (step + 1) / 30) * min(1.0, max(0.0, (1 - progress) / 0.85)))
-        for name, loss in losses.items():
-            if loss is not None:
-                shown[name] = 0.95 * shown.get(name, loss.item()) + 0.05 * loss.item()
+        report.add(losses)
         if step % 11 == 0:  # every turn of the mixture is shown in time
-            drilled = float((logits.argmax(-1) == labels)[~talk].float().mean())
-            before = nn.functional.pad(wanted, (1, 0))[:, :-1]
-            starts = (wanted & ~before)[wanted].nonzero().flatten()
-            starts = starts[: int((starts < int(talk.sum())).sum())]
-            right = answers_right(logits[talk], labels[talk], starts)
-            words = [tokenizer.decode([int(first)]).strip() for first in labels[talk][starts]]
-            by_word: dict[str, list[bool]] = {}
-            for word, good in zip(words, right.tolist(), strict=True):
-                by_word.setdefault(TOPICS.get(word, "number" if word.isdigit() else "list"), []).append(good)
-            digits = float(np.mean(by_word.get("number", [float("nan")])))
+            drilled, digits = report.grade(logits, labels, wanted, talk)
             course.mark(*((drilled, 0.95) if drills == rows else (digits, 0.92)))
-            for topic, goods in by_word.items():
-                marks[topic] = 0.8 * marks.get(topic, float(np.mean(goods))) + 0.2 * float(np.mean(goods))
-            print(
-                f"joint step {step} {progress:.3f} length {stage.length} slides {stage.slides} "
-                + " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-                + f" drilled {drilled:.3f} right "
-                + " ".join(f"{topic} {mark:.3f}" for topic, mark in sorted(marks.items()))
-                + f" {time.time() - started:.0f} s",
-                flush=True,
-            )
+            level = f"length {stage.length} slides {stage.slides} drilled {drilled:.3f}"
+            print(f"joint step {step} {progress:.3f} {level} {report} {time.time() - started:.0f} s", flush=True)
         step += 1
         if step % 100 == 0:
-            torch.save(model.state_dict(), work / "joint.pt")
-    torch.save(model.state_dict(), work / "joint.pt")
+            torch.save(model.state_dict(), begun)
+    torch.save(model.state_dict(), begun)

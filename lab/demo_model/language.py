@@ -1,8 +1,12 @@
 """Tokenizer and text phase: a byte-level BPE tokenizer, then the language model alone on English prose."""
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,11 +122,11 @@ def encode_text(text: Path, work: Path) -> None:
 class Muon(torch.optim.Optimizer):
     """Muon in float32: torch's own orthogonalises in bfloat16, which is slow on processors without bf16 units."""
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.02) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.02) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[torch.Tensor]] = {}
             for parameter in group["params"]:
@@ -131,9 +135,11 @@ class Muon(torch.optim.Optimizer):
             for shape, parameters in by_shape.items():
                 updates = []
                 for parameter in parameters:
+                    gradient, momentum = parameter.grad, group["momentum"]
+                    assert gradient is not None
                     buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+                    buffer.lerp_(gradient, 1 - momentum)
+                    updates.append(gradient.lerp(buffer, momentum))
                 directions = orthogonalise(torch.stack(updates))
                 scale = group["lr"] * 0.2 * math.sqrt(max(shape))
                 for parameter, direction in zip(parameters, directions, strict=True):
@@ -143,18 +149,19 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(batch: torch.Tensor) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrices."""
     flip = batch.shape[-2] > batch.shape[-1]
-    x = batch.mT if flip else batch
+    x: torch.Tensor = batch.mT if flip else batch
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if flip else x
+    nearest: torch.Tensor = x.mT if flip else x
+    return nearest
 
 
 class Optimisers:
     """Muon for hidden matrices, AdamW for everything else, one schedule for both."""
 
-    def __init__(self, named, muon: float, adam: float, embedding: float) -> None:
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], muon: float, adam: float, embedding: float) -> None:
         groups: dict[str, list[nn.Parameter]] = {"matrix": [], "embedding": [], "other": []}
         for name, parameter in named:
             if not parameter.requires_grad:
@@ -183,10 +190,10 @@ class Optimisers:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.base = [
@@ -195,10 +202,11 @@ class Optimisers:
         ]
 
 
-def next_token_loss(model: nn.Module, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: Any, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Mean loss of every next token of text."""
     logits = model.lm_head(hidden[:, :-1])
-    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    loss: torch.Tensor = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    return loss
 
 
 def text_batch(tokens: np.ndarray, rng: np.random.Generator, rows: int, length: int) -> torch.Tensor:
@@ -220,7 +228,7 @@ def build_language_model(seed: int) -> Qwen2ForCausalLM:
 
 
 @torch.no_grad()
-def look_back(model: nn.Module, head: int = 5, amplitudes: tuple[float, ...] = (6.6, 4.7, 4.7)) -> None:
+def look_back(model: Any, head: int = 5, amplitudes: tuple[float, ...] = (6.6, 4.7, 4.7)) -> None:
     """Make a head of the first layer look at the token before it, by biases of its fastest rotary pairs alone.
 
     A question's colour and shape have to be known together before a slide can be looked up by both; left to itself the
@@ -254,7 +262,7 @@ def train_text(work: Path, minutes: float, seed: int, steps: int, rows: int = 24
         model.load_state_dict(saved["model"])
         optimisers.load_state_dict(saved["optimisers"])
         first = saved["step"]
-    compiled = torch.compile(model.model)
+    compiled: Any = torch.compile(model.model)
     started, shown = time.time(), 0.0
     held = text_batch(tokens, np.random.default_rng(99), 16, length)
     for step in range(first, steps):

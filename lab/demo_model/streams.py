@@ -134,7 +134,8 @@ class Writer:
         topic, mark = ("seen", self.encode("?")) if rng.random() < 0.3 else ("number", [])
         room = (length - len(asked) * (3 + len(mark))) // 4
         frames = max(len(shown), int(room * rng.uniform(0.6, 1)))
-        ids, rows = [], []
+        ids: list[int] = []
+        rows: list[int] = []
         for row in self.segment(rng, shown, frames, rng.random() < 0.5)[0]:
             ids += [self.video] * 4
             rows += range(row * 4, row * 4 + 4)

@@ -43,7 +43,8 @@ def normalised(frames: np.ndarray) -> Tensor:
 def frame_tokens(model: Any, frames: np.ndarray) -> Tensor:
     """(n, 4, E) as a video would give them."""
     output = model.model.get_video_features(normalised(frames)[None], return_dict=True)
-    return output.pooler_output.flatten(0, -2)[: len(frames) * TOKENS].view(len(frames), TOKENS, -1)
+    tokens: Tensor = output.pooler_output.flatten(0, -2)[: len(frames) * TOKENS].view(len(frames), TOKENS, -1)
+    return tokens
 
 
 class Reader(nn.Module):

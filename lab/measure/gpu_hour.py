@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from edgemllm import policies
 from edgemllm.commands.recall import slides
@@ -30,6 +28,7 @@ from edgemllm.media.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
 from edgemllm.session import FRAMES_AT_ONCE, Session
+from lab.measure import pages
 
 HEIGHT, WIDTH, PIECE = 360, 640, 600
 COLUMNS = (
@@ -83,29 +82,21 @@ def measure(options: argparse.Namespace, quant: str) -> dict[str, Any]:
     }
 
 
-def page(device: str, folder: Path | None, about: str = "") -> Path:
-    """Where measurements of a device go."""
-    name = torch.cuda.get_device_name() if device == "cuda" else device
-    stem = re.sub("[^a-z0-9]+", "-", f"{name} {about}".lower()).strip("-")
-    return (folder or Path(__file__).parents[2] / "docs" / "measurements") / f"{stem}.md"
-
-
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown."""
 
     def size(count: int | None) -> str:
         return "" if count is None else memory.human_bytes(count)
 
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    for run in found:
-        kv, speed = run["kv"], run["speed"]
-        cells = [
-            run["quant"], size(run["weights_planned"]), size(run["weights"]), run["load_s"], size(kv["budget_bytes"]),
-            size(kv["bytes"]), size(run["early_peak"]), size(run["peak"]), speed["frames_per_s"], speed["prefill_tps"],
-            speed["decode_tps"],
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return "\n".join(lines)
+    rows = [
+        (
+            run["quant"], size(run["weights_planned"]), size(run["weights"]), run["load_s"], size(run["kv"]["budget_bytes"]),
+            size(run["kv"]["bytes"]), size(run["early_peak"]), size(run["peak"]), run["speed"]["frames_per_s"],
+            run["speed"]["prefill_tps"], run["speed"]["decode_tps"],
+        )
+        for run in found
+    ]  # fmt: skip
+    return pages.table(COLUMNS, rows, left=["quant"])
 
 
 def main() -> None:
@@ -135,11 +126,11 @@ def main() -> None:
             sys.exit(f"{options.model} with {quant} failed with exit code {done.returncode}; its message is above")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-    path = page(options.device, options.out)
+    path = pages.page(options.device, options.out)
     seen = found[0]["kv"]["seen_tokens"]
     path.write_text(
         f"# {options.seconds} seconds of video on {device}\n\n"
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {options.model}, {options.dtype}, `inf-mllm`, "
+        f"{pages.versions('torch', 'transformers')}, {options.model}, {options.dtype}, `inf-mllm`, "
         f"{options.kv_budget} tokens a layer, chunks of {options.chunk}, 1 frame a second ({WIDTH} x {HEIGHT}), "
         f"{seen} tokens seen. One run.\n\n    scripts/gpu_check {' '.join(sys.argv[1:])}".rstrip()
         + f"\n\n{table(found)}\n"

@@ -11,26 +11,21 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from edgemllm.commands.bench import grid as bench
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Request
 from edgemllm.units import parse_count, short_count
-from lab.measure.gpu_hour import page
+from lab.measure import pages, policy
 
 BUDGET, ROOM = 2048, 1024
-SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "full": ("full", ()),
-    "meda rho 0.2": ("meda", ("rho=0.2",)),
-    "meda rho 0.05": ("meda", ("rho=0.05",)),
-    "inf-mllm": ("inf-mllm", ()),
-}
+SIDES = ("full", "meda/rho=0.2", "meda/rho=0.05", "inf-mllm")
 CAPTURED = "inf-mllm+eager,inf-mllm,streaming-llm,h2o,edge"
 COLUMNS = (
     "model", "quant", "context", "side", "first token ms", "prefill tok/s", "decode ms", "p10-p90", "tok/s", "times full", "KV",
@@ -40,10 +35,10 @@ COLUMNS = (
 
 def cell(side: str, model: str, quant: str, context: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one cell. Raises EdgeError, where it does not fit for one."""
-    policy, settings = SIDES[side]
-    budget = {"full": "auto", "meda": str(context + ROOM)}.get(policy, str(BUDGET))
+    name, settings = policy.split(side)
+    budget = {"full": "auto", "meda": str(context + ROOM)}.get(name, str(BUDGET))
     request = Request(model=model, settings=settings, dtype=options.dtype, device=options.device)
-    (one,) = bench.grid(request, [policy], [context], [budget], [quant], options.new_tokens, options.repeat)
+    (one,) = bench.grid(request, [name], [context], [budget], [quant], options.new_tokens, options.repeat)
     one.prepare()
     return bench.run(one)
 
@@ -79,17 +74,15 @@ def main() -> None:
         contexts = [parse_count(word, "--contexts") for word in options.contexts.split(",")]
     except EdgeError as error:
         parser.error(error.message)
-    path = page(options.device, options.out, "speed")
+    path = pages.page(options.device, options.out, "speed")
     device = torch.cuda.get_device_name() if options.device == "cuda" else options.device
-    lines = [
-        f"# Speed on {device}\n",
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {options.dtype}, random weights, batch 1. "
-        f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n",
-        f"    python -m lab.measure.gpu_speed {' '.join(sys.argv[1:])}".rstrip() + "\n",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---|---|" + "---:|---|" + "---:|" * (len(COLUMNS) - 4),
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(
+        f"# Speed on {device}\n\n"
+        f"{pages.versions('torch', 'transformers')}, {options.dtype}, random weights, batch 1. "
+        f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n\n"
+        + f"    python -m lab.measure.gpu_speed {' '.join(sys.argv[1:])}".rstrip()
+        + f"\n\n{pages.head(COLUMNS, COLUMNS[:4])}\n"
+    )
 
     def write(line: str) -> None:
         print(line, flush=True)
@@ -99,28 +92,37 @@ def main() -> None:
     for model in options.model:
         for quant in options.quant:
             for context in contexts:
-                full = None
-                for side in SIDES:
-                    try:
-                        run = cell(side, model, quant, context, options)
-                    except EdgeError as error:
-                        reason = " ".join(error.message.split())
-                        write(f"| {model} | {quant} | {short_count(context)} | {side}: {reason} |" + " |" * (len(COLUMNS) - 4))
-                        continue
-                    full = run if side == "full" else full
-                    write(f"| {' | '.join(row(side, model, context, run, full))} |")
-    ratios = [
-        "-m", "lab.measure.ratios", "decode", "--device", options.device, "--dtype", options.dtype,
-        "--contexts", "4k", "--tokens", "128", "--sides", CAPTURED,
-    ]  # fmt: skip
+                compare(model, quant, context, options, write)
     for model in options.model:
-        command = [*ratios, "--model", model]
-        write(f"\n## Decoding with graphs and without, {model}\n\n    python -m lab.measure.ratios {' '.join(command[2:])}\n")
-        done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"lab.measure.ratios failed with exit code {done.returncode}; its message is above")
-        write(done.stdout.rstrip())
+        graphs(model, options, write)
     print(path)
+
+
+def compare(model: str, quant: str, context: int, options: argparse.Namespace, write: Callable[[str], None]) -> None:
+    """Write the row of every side at one context; a side that does not fit says so in its row."""
+    full = None
+    for side in SIDES:
+        try:
+            run = cell(side, model, quant, context, options)
+        except EdgeError as error:
+            reason = " ".join(error.message.split())
+            write(pages.row([model, quant, short_count(context), f"{side}: {reason}", *[""] * (len(COLUMNS) - 4)]))
+            continue
+        full = run if side == "full" else full
+        write(pages.row(row(side, model, context, run, full)))
+
+
+def graphs(model: str, options: argparse.Namespace, write: Callable[[str], None]) -> None:
+    """Write how captured steps compare with eager ones. Ends the program where that cannot be measured."""
+    command = [
+        "lab.measure.ratios", "decode", "--device", options.device, "--dtype", options.dtype, "--contexts", "4k",
+        "--tokens", "128", "--sides", CAPTURED, "--model", model,
+    ]  # fmt: skip
+    write(f"\n## Decoding with graphs and without, {model}\n\n    python -m {' '.join(command)}\n")
+    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"lab.measure.ratios failed with exit code {done.returncode}; its message is above")
+    write(done.stdout.rstrip())
 
 
 if __name__ == "__main__":

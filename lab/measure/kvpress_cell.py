@@ -1,6 +1,6 @@
-"""One measurement of kvpress, in its own environment (scripts/bench_neighbours): a JSON line as of `edgemllm bench`.
+"""Measure one press of kvpress, in its own environment (see neighbours.py), and print a JSON line like `edgemllm bench`.
 
-kvpress_cell.py CONFIG PRESS CONTEXT KEPT NEW_TOKENS REPEAT
+python -m lab.measure.kvpress_cell CONFIG PRESS CONTEXT KEPT NEW_TOKENS REPEAT
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -24,8 +23,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "measurements" / "perplexity.md"
+from edgemllm.commands.lineup import line_up
+from edgemllm.commands.perplexity.run import Run
+from edgemllm.commands.perplexity.text import Text
+from edgemllm.commands.perplexity.tokens import TokenStream
+from edgemllm.launch import Request
+from lab.measure import pages
+
+PAGE = pages.FOLDER / "perplexity.md"
 PIECE = 16_000
 """Characters of a page: books differ, so that only a stream of shuffled pages is alike at its two ends."""
 
@@ -58,7 +63,7 @@ def command(out: Path, name: str, *options: object) -> None:
     arguments = ["perplexity", *map(str, options), "--json", "--plot", str(out / f"{name}.png")]
     arguments += ["--checkpoint", str(out / f"{name}.edge"), "--checkpoint-every", "100k", "--resume"]
     print("edgemllm", *arguments, file=sys.stderr, flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(pages.TOP)}
     done = subprocess.run([sys.executable, "-m", "edgemllm", *arguments], stdout=subprocess.PIPE, check=False, env=environment)
     if done.returncode:
         sys.exit(done.returncode)
@@ -68,12 +73,6 @@ def command(out: Path, name: str, *options: object) -> None:
 
 def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
     """inf-mllm under every combination, and streaming-llm, at the same bytes, into sweep.json."""
-    from edgemllm.commands.lineup import line_up
-    from edgemllm.commands.perplexity.run import Run
-    from edgemllm.commands.perplexity.text import Text
-    from edgemllm.commands.perplexity.tokens import TokenStream
-    from edgemllm.launch import Request
-
     path, family = out / "sweep.json", None
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     for bias, recent, window in [(None, None, None), *itertools.product(BIAS, RECENT, WINDOW)]:
@@ -107,83 +106,67 @@ def span(run: dict[str, Any], start: float, end: float) -> tuple[float, float]:
     return math.exp((last["nll_nats"] - first["nll_nats"]) / tokens), tokens / (last["seconds"] - first["seconds"])
 
 
+NAMES = (
+    "policy", "tokens", "perplexity", "of tokens {early:,} to {late:,}", "of the last 10 %", "change", "bits a byte",
+    "KV slots a layer", "KV bytes at every point", "RSS from 10 % to 100 %", "tokens/s, first 10 % with a full cache",
+    "tokens/s, last 10 %", "ratio", "ratio of the fastest points there", "chunk",
+)  # fmt: skip
+
+
 def flat(found: dict[str, Any]) -> str:
-    """Is it stable: a column a policy."""
-    runs, rows = found["runs"], []
-    for run in runs:
-        total = run["tokens"]
-        early, late = span(run, total / 40, total / 8)[0], span(run, 0.9 * total, total)[0]
-        full_at = run["full_at"] or 0
-        first, last = span(run, full_at, full_at + total / 10)[1], span(run, 0.9 * total, total)[1]
-        full = [point for point in run["curve"] if point["tokens"] > full_at]
-        tenth = min(full, key=lambda point: abs(point["tokens"] - total / 10))
-        growth = full[-1]["rss_bytes"] / tenth["rss_bytes"] - 1
-        sizes = sorted({point["kv_bytes"] for point in full})
-        # What else the machine does only makes it slower: the fastest points are the ones to compare.
-        best = [max(p["tokens_per_s"] for p in full if a * total <= p["tokens"] - full_at <= b * total) for a, b in ENDS]
-        rows.append(
-            [
-                run["policy"],
-                f"{total:,}",
-                f"{run['perplexity']:.3f}",
-                f"{early:.3f}",
-                f"{late:.3f}",
-                f"{late / early - 1:+.2%}",
-                f"{run['bits_per_byte']:.4f}",
-                f"{run['kv']['budget_tokens']}",
-                " ".join(f"{size:,}" for size in sizes),
-                f"{growth:+.2%}",
-                f"{first:.0f}",
-                f"{last:.0f}",
-                f"{last / first:.1%}",
-                f"{best[1] / best[0]:.1%}",
-                f"{run['chunk']}",
-            ]
-        )
-    total = runs[0]["tokens"]
-    names = [
-        "policy", "tokens", "perplexity", f"of tokens {total // 40:,} to {total // 8:,}", "of the last 10 %", "change",
-        "bits a byte", "KV slots a layer", "KV bytes at every point", "RSS from 10 % to 100 %",
-        "tokens/s, first 10 % with a full cache", "tokens/s, last 10 %", "ratio", "ratio of the fastest points there", "chunk",
+    """Show whether perplexity, memory and speed stay the same: a column for each policy."""
+    total = found["runs"][0]["tokens"]
+    names = [name.format(early=total // 40, late=total // 8) for name in NAMES]
+    first, *rows = zip(names, *map(steadiness, found["runs"]), strict=True)
+    return pages.table(first, rows, left=["policy"])
+
+
+def steadiness(run: dict[str, Any]) -> list[str]:
+    """Compare the beginning of a run with its end: a cell for each of NAMES."""
+    total, full_at = run["tokens"], run["full_at"] or 0
+    early, late = span(run, total / 40, total / 8)[0], span(run, 0.9 * total, total)[0]
+    first, last = span(run, full_at, full_at + total / 10)[1], span(run, 0.9 * total, total)[1]
+    full = [point for point in run["curve"] if point["tokens"] > full_at]
+    tenth = min(full, key=lambda point: abs(point["tokens"] - total / 10))
+    growth = full[-1]["rss_bytes"] / tenth["rss_bytes"] - 1
+    sizes = sorted({point["kv_bytes"] for point in full})
+    # What else the machine does only makes it slower: the fastest points are the ones to compare.
+    best = [max(p["tokens_per_s"] for p in full if a * total <= p["tokens"] - full_at <= b * total) for a, b in ENDS]
+    return [
+        run["policy"], f"{total:,}", f"{run['perplexity']:.3f}", f"{early:.3f}", f"{late:.3f}", f"{late / early - 1:+.2%}",
+        f"{run['bits_per_byte']:.4f}", f"{run['kv']['budget_tokens']}", " ".join(f"{size:,}" for size in sizes),
+        f"{growth:+.2%}", f"{first:.0f}", f"{last:.0f}", f"{last / first:.1%}", f"{best[1] / best[0]:.1%}", f"{run['chunk']}",
     ]  # fmt: skip
-    columns = list(zip(names, *rows, strict=True))
-    lines = ["| " + " | ".join(columns[0]) + " |", "|---|" + "---:|" * len(rows)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in columns[1:])])
 
 
 def beyond(found: dict[str, Any]) -> str:
-    """What happens behind the trained length."""
-    lines = ["| policy | tokens | perplexity | first tenth | last tenth | highest position | KV bytes | why |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---|")
+    """Show what happens beyond the trained length."""
+    names = ("policy", "tokens", "perplexity", "first tenth", "last tenth", "highest position", "KV bytes", "why")
+    rows = []
     for run in found["runs"]:
         total = run["tokens"]
         first, last = span(run, 0, total / 10)[0], span(run, 0.9 * total, total)[0]
         why = "; ".join([*([run["stopped"]] if run["stopped"] else []), *run["notes"]])
-        lines.append(
-            f"| {run['policy']} | {total:,} | {run['perplexity']:.2f} | {first:.2f} | {last:.2f} | "
-            f"{run['highest_position']} | {run['kv']['bytes']:,} | {why} |"
-        )
-    return "\n".join(lines)
+        figures = (f"{total:,}", f"{run['perplexity']:.2f}", f"{first:.2f}", f"{last:.2f}", run["highest_position"])
+        rows.append((run["policy"], *figures, f"{run['kv']['bytes']:,}", why))
+    return pages.table(names, rows, left=["policy", "why"])
 
 
 def swept(rows: list[dict[str, Any]]) -> str:
-    """Every setting, the best first."""
-    lines = ["| policy | bias | recent | window | KV slots a layer | perplexity |", "|---|---:|---:|---:|---:|---:|"]
+    """Show every setting, the best first."""
+    lines = []
     for row in sorted(rows, key=lambda row: float(row["perplexity"])):
-        figures = " | ".join("" if row[name] is None else f"{row[name]:g}" for name in ("bias", "recent", "window"))
-        lines.append(f"| {row['policy']} | {figures} | {row['kv_tokens']} | {row['perplexity']:.3f} |")
-    return "\n".join(lines)
+        figures = ["" if row[name] is None else f"{row[name]:g}" for name in ("bias", "recent", "window")]
+        lines.append([row["policy"], *figures, row["kv_tokens"], f"{row['perplexity']:.3f}"])
+    return pages.table(["policy", "bias", "recent", "window", "KV slots a layer", "perplexity"], lines, left=["policy"])
 
 
 def report(out: Path) -> None:
     """The page, of the parts that are there."""
-    import torch
-    import transformers
-
     known: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
     page = [
         "# Perplexity of an endless stream in a fixed cache",
-        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, transformers {transformers.__version__}. "
+        f"{pages.machine()}. "
         "One run each. Made by `python -m lab.measure.perplexity`, whose first lines say how; `pages.txt` are English novels "
         f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike. "
         "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late by turns.",
@@ -218,7 +201,7 @@ def main() -> None:
     parser.add_argument("--books", type=Path, help="a folder of .txt books")
     parser.add_argument("--second-model", type=Path)
     parser.add_argument("--second-text", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "perplexity", help="results, kept between calls")
+    parser.add_argument("--out", type=Path, default=pages.TOP / "build" / "perplexity", help="results, kept between calls")
     parser.add_argument("--tokens", default="4M", help="of the long run")
     parser.add_argument("--beyond-tokens", default="16k")
     parser.add_argument("--second-tokens", default="1M")

@@ -11,25 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lab.measure import pages
 from lab.measure.hour_of_video import loop
 
 EARLY_S = 600
 GROWTH, SLOWER = 1.03, 1.2
 """What peak memory may grow after ten minutes, and how much longer a frame may take at the end."""
-HEAD = (
-    "| policy | answers | frames | kept of tokens seen | KV bytes | peak RSS after 10 min | at the end | growth "
-    "| ms a frame, first third | last third | ratio | times real time |\n|---|" + "---:|" * 11
-)
+COLUMNS = (
+    "policy", "answers", "frames", "kept of tokens seen", "KV bytes", "peak RSS after 10 min", "at the end", "growth",
+    "ms a frame, first third", "last third", "ratio", "times real time",
+)  # fmt: skip
 
 
 def watch(video: Path, policy: str, every: float, further: list[str]) -> tuple[list[dict[str, Any]], float]:
@@ -76,12 +74,12 @@ def measure(policy: str, events: list[dict[str, Any]], minutes: float, wall_s: f
         and events[-1] == {"schema": "edgemllm/1", "event": "end", "exit_code": 0}
     )
     size = f"{sizes.pop()}" if len(sizes) == 1 else f"**{min(sizes)} to {max(sizes)}**"
-    row = (
-        f"| `{policy}` | {len(answers)} | {seen} | {kv['tokens']:g} of {kv['seen_tokens']} | {size} "
-        f"| {before / 2**20:.1f} MiB | {after / 2**20:.1f} MiB | {100 * (after / before - 1):+.1f} % "
-        f"| {first:.1f} | {last:.1f} | {last / first:.2f} | {60 * minutes / wall_s:.1f} |"
-    )
-    return row, good
+    cells = (
+        f"`{policy}`", len(answers), seen, f"{kv['tokens']:g} of {kv['seen_tokens']}", size, f"{before / 2**20:.1f} MiB",
+        f"{after / 2**20:.1f} MiB", f"{100 * (after / before - 1):+.1f} %", f"{first:.1f}", f"{last:.1f}",
+        f"{last / first:.2f}", f"{60 * minutes / wall_s:.1f}",
+    )  # fmt: skip
+    return pages.row(cells), good
 
 
 def main() -> None:
@@ -113,18 +111,17 @@ def page(options: argparse.Namespace, further: list[str], every: float, rows: li
     """The measurement with the command that repeats it."""
     footage = f"--footage {options.footage.name} " if options.footage else ""
     what = f"--minutes {options.minutes:g} --rounds {options.rounds} --policies {options.policies}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return f"""\
 # {options.minutes / 60:g} hours of video, {options.rounds} questions on the way
 
-{os.cpu_count()} cores ({platform.machine()}), {versions}, demo model, `{" ".join(further)}`, 1 frame a second, a question
+{pages.machine()}, demo model, `{" ".join(further)}`, 1 frame a second, a question
 every {every:g} s. One video of looped footage with a slide in every minute, watched by `edgemllm stream` in a process of its
 own for each policy. Milliseconds a frame are the mean over a third of the video, questions left out; "times real time" counts
 everything, loading too. One run.
 
     python -m lab.measure.three_hours {footage}{what}
 
-{HEAD}
+{pages.head(COLUMNS, COLUMNS[:1])}
 """ + "".join(f"{row}\n" for row in rows)
 
 

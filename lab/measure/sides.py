@@ -1,0 +1,100 @@
+"""The contenders of a speed measurement: each one decodes with a cache of its own, on weights that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from edgemllm.cache import attention as ours
+from edgemllm.commands.bench.cell import now, warm_up
+from edgemllm.models.families.base import ModelFamily
+from edgemllm.policies.base import CachePolicy
+from edgemllm.session import Session
+from lab.measure import policy, straight_h2o
+
+STOCK, STRAIGHT = "stock", straight_h2o.NAME
+TURNING, EAGER = "+turning", "+eager"
+
+
+def policy_of(side: str) -> CachePolicy:
+    """Make the policy of a side. Raises UsageError where its name or a setting is unknown."""
+    return policy.build(side.removesuffix(TURNING).removesuffix(EAGER))
+
+
+class Side:
+    """One way of decoding, with a cache of its own."""
+
+    def __init__(self, side: str, family: ModelFamily, budget: int, chunk: int) -> None:
+        self.name, self.family, self.session = side, family, None
+        self.cache: Any
+        if side == STOCK:
+            self.attention, self.cache = "sdpa", DynamicCache(config=family.config)
+        elif side == STRAIGHT:
+            self.attention, self.cache = STRAIGHT, straight_h2o.StraightH2O(family.text_model.rotary_emb, budget)
+        else:
+            chosen = policy_of(side)
+            self.attention = ours.NAME
+            self.session = Session(family, chosen, budget if chosen.bounded else None, chunk)
+            self.cache = self.session.cache
+            for layer in self.cache.layers:
+                layer.keeps_turned = not side.endswith(TURNING)
+            self.session.decoder.capturing &= not side.endswith(EAGER)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def fill(self, count: int, chunk: int) -> None:
+        """Put `count` random tokens into the cache without running the model."""
+        config, spec = self.family.config, self.family.spec
+        shape = (1, spec.kv_heads, chunk, spec.head_dim)
+        keys, values = (torch.randn(shape, dtype=self.family.dtype, device=self.family.device) for _ in range(2))
+        queries = torch.randn(1, config.num_attention_heads, chunk, spec.head_dim, dtype=keys.dtype, device=keys.device)
+        for start in range(0, count, chunk):
+            size = min(chunk, count - start)
+            part = [each[:, :, :size] for each in (keys, values, queries)]
+            if self.session is None:
+                for number in range(spec.layers):
+                    self.cache.update(part[0], part[1], number)
+                continue
+            self.cache.stage(self.family.text([0] * size, self.session.position))
+            self.session.position += size
+            for layer in self.cache.layers:
+                layer.update(part[0], part[1])
+                if layer.policy.query_window:
+                    layer.remember_queries(part[2], spec.head_dim**-0.5)
+                if layer.policy.observe_window:
+                    heads = spec.heads if layer.policy.per_query_head else spec.kv_heads
+                    layer.rows = slice(layer.length - 1, layer.length)
+                    layer.policy.observe(layer, torch.rand(1, heads, 1, layer.length, device=keys.device).softmax(-1))
+
+    def feed(self, ids: Sequence[int]) -> Tensor:
+        """Logits (1, V) behind the tokens."""
+        self.family.model.config.get_text_config()._attn_implementation = self.attention
+        if self.session is not None:
+            if len(ids) == 1:
+                return self.session.step(ids[0])
+            logits = self.session.feed(self.family.text(ids, self.session.position))
+            self.session.policy.after_prefill(self.session.cache)
+            return logits
+        embeds = self.family.text_model.get_input_embeddings()(torch.tensor([list(ids)], device=self.family.device))
+        more: dict[str, Any] = {}
+        if self.attention == STRAIGHT:
+            more = {"h2o": self.cache, "position_ids": torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)}
+        more[ours.cache_keyword(type(self.family.text_model).forward)] = self.cache
+        out = self.family.text_model(inputs_embeds=embeds, use_cache=True, **more)
+        return self.family.logits(out.last_hidden_state[:, -1:])[:, 0]
+
+    def warm(self) -> None:
+        """Let graphs be captured."""
+        if self.session is not None:
+            warm_up(self.session, 7)
+
+    def timed(self, ids: Sequence[int]) -> float:
+        """Milliseconds until the next token is known."""
+        began = now(self.family.device)
+        int(self.feed(ids).argmax(-1))
+        return (now(self.family.device) - began) * 1e3
