@@ -15,16 +15,16 @@ from lab.measure.pages import TOP
 PACKAGES = ("torch", "transformers<5.3", "kvpress==0.5.5")
 
 
-def python() -> Path:
+def python() -> str:
     """Give the path of its Python; make the environment where there is none. Ends the program where that fails."""
     folder = Path(os.environ.get("EDGEMLLM_KVPRESS_VENV", TOP / ".venv-kvpress"))
-    path, done = folder / "bin" / "python", folder / ".installed"
+    path, done = str(folder / "bin" / "python"), folder / ".installed"
     if done.exists():
         return path
     print(f"making {folder} (the first time takes a few minutes) ...", file=sys.stderr)
     pip = [path, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["-c", TOP / "scripts" / "torch.txt", *PACKAGES]
-    for command in ([sys.executable, "-m", "venv", folder], pip):
+    pip += ["-c", str(TOP / "scripts" / "torch.txt"), *PACKAGES]
+    for command in ([sys.executable, "-m", "venv", str(folder)], pip):
         if subprocess.run(command, check=False).returncode:
             sys.exit(f"{folder} could not be made; the message is above")
     done.touch()
