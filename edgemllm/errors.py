@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 
 class EdgeError(Exception):
@@ -45,6 +47,23 @@ class MediaError(EdgeError):
     """A video, image or stream cannot be opened or decoded."""
 
     exit_code = 6
+
+
+@contextlib.contextmanager
+def opening(path: str | os.PathLike[str], kind: type[EdgeError]) -> Iterator[None]:
+    """Raise `kind` where the system refuses a path: a name that is too long, a folder that may not be entered."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # a library's own
+            raise
+        reason = os.strerror(error.errno)
+        raise kind(f"{shortened(str(path))} cannot be opened: {reason[:1].lower()}{reason[1:]}", "check the path") from error
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, or its beginning and its length where it is too long for a message."""
+    return text if len(text) <= most else f"{text[:60]}... ({len(text)} characters)"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

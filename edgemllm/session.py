@@ -190,7 +190,8 @@ class Session:
             self.feed(end)
 
     def _text(self, text: str) -> Chunk:
-        return self.family.text(self.family.tokenize(text), self.position)
+        whole = text.encode("utf-8", "replace").decode()  # an argument that is not UTF-8 brings halves of characters
+        return self.family.text(self.family.tokenize(whole), self.position)
 
     # ---- answering ---------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgemllm import __version__, policies
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.errors import EdgeError, MissingError, UsageError
+from edgemllm.errors import EdgeError, MissingError, UsageError, opening
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.quantisation import quantisation_of
@@ -132,8 +132,9 @@ def load(session: Session, path: Path) -> dict[str, Any]:
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a whole file."""
-    if not path.is_file():
-        raise MissingError(f"no saved session {path}")
+    with opening(path, MissingError):
+        if not path.is_file():
+            raise MissingError(f"no saved session {path}")
     try:
         with safe_open(path, framework="pt", device=device) as file:
             metadata = file.metadata() or {}

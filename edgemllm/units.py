@@ -10,6 +10,10 @@ from edgemllm.errors import UsageError
 _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
+MOST = 10**18
+"""Above every count of tokens: such a number is a slip."""
+
+
 def parse_time(text: str) -> float:
     """Seconds of "90", "1:30", "00:01:30.5", "90s" or "1m30s"."""
     text = text.strip().lower()
@@ -36,11 +40,11 @@ def parse_count(text: str, option: str = "") -> int:
     word = text.strip().lower().replace("_", "")
     try:
         number = Decimal(word[:-1]) * _UNITS[word[-1]] if word[-1:] in _UNITS else Decimal(word)
-        whole = number.is_finite() and number == number.to_integral_value() and number >= 1
+        whole = number.is_finite() and number == number.to_integral_value() and 1 <= number < MOST
     except InvalidOperation:
         whole = False
     if not whole:
-        raise UsageError(f"{option} {text!r} is not a whole number from 1 upwards".strip(), "write 4000000, 4M, 250k or 1e6")
+        raise UsageError(f"{option} {text!r} is not a whole number from 1 to 10^18".strip(), "write 4000000, 4M, 250k or 1e6")
     return int(number)
 
 

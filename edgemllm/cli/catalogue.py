@@ -80,5 +80,6 @@ def profiles(name: Name = None) -> None:
             memory = human_bytes(profile.memory) if profile.memory else "what is free"
             print(f"{each:26}{memory:>14}  {profile.weights:5} {profile.title}{'   <- this machine' if each == here else ''}")
         return
-    path = Path(name) if Path(name).is_file() else known.configs_folder() / "devices" / f"{known.load(name).name}.toml"
+    profile = known.load(name)  # refuses a file that is none
+    path = Path(name) if Path(name).is_file() else known.configs_folder() / "devices" / f"{profile.name}.toml"
     print(path.read_text().rstrip())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgemllm.cli import options
-from edgemllm.errors import DoesNotFitError, EdgeError, UsageError
+from edgemllm.errors import DoesNotFitError, MissingError, UsageError
 from edgemllm.units import parse_time
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ def inspect(
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file", "name a folder")
     check(out.parent / "attention.png", "inspect")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {out}: {error.strerror}", "another folder for --out") from error
     quiet_libraries(verbose)
     from edgemllm.cache.chunk import Modality
     from edgemllm.commands.inspect import pictures
@@ -81,6 +85,8 @@ def inspect(
     display = Display("none" if quiet else "auto")
     times: dict[str, Any] = {"start": parse_time(start) if start else 0.0, "end": parse_time(end) if end else None}
     words = "".join(Text([str(path) for path in text], offline).blocks()) if text else ""
+    if text and not words:
+        raise MissingError("there is no text: what --text names is empty", "--text page.txt")
 
     def feed(session: Session) -> None:
         with out_of_memory():
@@ -110,10 +116,6 @@ def inspect(
         raise UsageError(f"--layer {chosen}: the model has layers 0 to {len(layers) - 1}")
     budget = dataclasses.replace(request, policy=None, settings=set, kv_budget=kv_budget)
     launches = half_or_least(budget, names, length) if kv_budget == "auto" else line_up(budget, names, length)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EdgeError(f"cannot make the folder {out}: {error.strerror}", "another folder for --out") from error
     found = entropies(session)
     vision = layers[0].modality[0, 0, :length] == Modality.VISION
     pictures.attention({number: watcher.map(layers[number]) for number in chosen}, vision.cpu(), out / "attention.png")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import logging
 import os
 import sys
@@ -13,7 +16,10 @@ from typer.core import TyperGroup
 
 from edgemllm import policies
 from edgemllm.cli import usage
-from edgemllm.errors import EdgeError
+from edgemllm.errors import EdgeError, UsageError, shortened
+
+REFUSED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+"""What the system says of a path that cannot be what an option asks for."""
 
 
 class Commands(TyperGroup):
@@ -42,6 +48,9 @@ class Commands(TyperGroup):
                 # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
+            if error.errno in REFUSED and error.filename is not None:
+                told = f"{shortened(str(error.filename))}: {os.strerror(error.errno)}"
+                return _expected(UsageError(told, "another path"), debugging)
             return _unexpected(error, debugging)
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
@@ -119,7 +128,7 @@ def quiet_libraries(verbose: bool) -> None:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import warnings
 
@@ -132,7 +141,22 @@ def quiet_libraries(verbose: bool) -> None:
 
 def main() -> None:
     """The entry point `edgemllm`."""
+    _standard_streams()
     app()
+
+
+def _standard_streams() -> None:
+    """Descriptors that cron or an init system closed lead to /dev/null; what is not UTF-8, in or out, ends nothing."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # replaced by an embedding program
+            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
 
 
 def _register() -> None:

@@ -9,10 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from edgemllm.errors import UsageError, nearest
+from edgemllm.errors import UsageError, nearest, opening
 
 MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
 TEXT, RUN, ASKING = "Text", "Long runs", "Asking"
+
+
+LARGEST_SEED = 2**63 - 1
+"""What torch's and numpy's generators take."""
 
 
 def option(*names: str, help: str, panel: str, **more: Any) -> Any:
@@ -169,7 +173,7 @@ System = Annotated[str | None, option("--system", "-s", help="A system prompt.",
 MaxTokens = Annotated[int, option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)]
 Temperature = Annotated[float, option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)]
 TopP = Annotated[float, option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)]
-Seed = Annotated[int, option("--seed", help="Of the sampling.", panel=ANSWER)]
+Seed = Annotated[int, option("--seed", help="Of the sampling.", panel=ANSWER, min=0, max=LARGEST_SEED)]
 Json = Annotated[bool, option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
 Jsonl = Annotated[bool, option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)]
 Quiet = Annotated[bool, option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
@@ -224,8 +228,9 @@ def _read(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        with opening(path, UsageError):
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -31,7 +31,8 @@ Between = Annotated[
 ]
 Protocol = Annotated[str, options.option("--protocol", help="end, rounds or both: when questions come.", panel=options.RUN)]
 StreamSeed = Annotated[
-    int, options.option("--seed", help="Of the first stream. Tune on others than you report.", panel=options.RUN)
+    int,
+    options.option("--seed", help="Of the first stream. Tune on others than you report.", panel=options.RUN, min=0, max=2**62),
 ]
 Against = Annotated[
     str | None,

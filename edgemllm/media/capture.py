@@ -48,10 +48,10 @@ def refuse_text(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(4096)
     except OSError as error:
-        raise MediaError(f"{path} cannot be read: {error.strerror}") from error
+        raise MediaError(f"{path} cannot be read: {error.strerror}", "check who may read it") from error
     playlist = head.startswith((b"#EXTM3U", b"ffconcat", b"v=0"))
     if head and not playlist and not re.search(rb"[\x00-\x08\x0e-\x1a]", head):
-        raise MediaError(f"{path} is a text file, not a video", "give it with --text, or give a video")
+        raise MediaError(f"{path} is a text file, not a video", "give a video; edgemllm perplexity reads text")
 
 
 def why_closed(source: str) -> tuple[str, str]:
@@ -69,7 +69,7 @@ def why_closed(source: str) -> tuple[str, str]:
     with path.open("rb") as file:
         if file.read(12)[4:8] == b"ftyp":
             return (
-                f"{path} ({size} bytes) has no readable index (moov): the recording or download was cut off",
+                f"{path} ({size} bytes) has no readable index (moov): it was cut off, or damaged",
                 "fetch it again, or repair it with untrunc; record to mkv, which survives a cut",
             )
     return f"{path} ({size} bytes) cannot be opened as video: not a video, or damaged", "check it with ffprobe"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from edgemllm.errors import MediaError, MissingError
+from edgemllm.errors import MediaError, MissingError, opening
 from edgemllm.media.frame import Frame
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -21,10 +21,11 @@ def is_image(source: str) -> bool:
 
 def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") -> Frame:
     """One image file, turned as its EXIF orientation says. Raises MissingError and MediaError."""
-    if not Path(path).is_file():
-        raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
+    with opening(path, MediaError):
+        if not Path(path).is_file():
+            raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
     try:
-        with Image.open(path) as image:
+        with opening(path, MediaError), Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             if "A" in upright.getbands() or "transparency" in upright.info:
                 # Transparency lies on white, as in transformers.

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from edgemllm.errors import MediaError, MissingError, UsageError
+from edgemllm.errors import MediaError, MissingError, UsageError, opening
 from edgemllm.media.capture import connect, is_live, shown
 from edgemllm.media.frame import Frame
 from edgemllm.media.images import images_in, is_image, read_image
@@ -51,7 +51,8 @@ class Video:
         self._timeout = timeout
         self._capture: Any = None
         self._images: list[Path] = []
-        self._open(fps)
+        with opening(self.path, MediaError):
+            self._open(fps)
         self._check_span()
         self.interval = 1 / fps if fps else 0.0
         """Seconds between samples; 0: every frame."""

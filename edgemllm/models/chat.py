@@ -5,6 +5,7 @@ The template is applied one turn at a time, so that a conversation of any length
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemllm.errors import MissingError
+from edgemllm.errors import MissingError, UsageError
 
 QUESTION, ANSWER = "\ufdd0question\ufdd1", "\ufdd0answer\ufdd1"
 """Stand-ins that no text contains (Unicode noncharacters)."""
@@ -78,6 +79,13 @@ class Sampling:
     """0 takes the likeliest token."""
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < math.inf and 0 <= self.top_p <= 1):
+            raise UsageError(
+                f"--temperature {self.temperature:g} with --top-p {self.top_p:g} chooses nothing",
+                "a temperature from 0 upwards and a --top-p from 0 to 1",
+            )
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

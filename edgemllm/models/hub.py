@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from edgemllm.errors import MissingError, nearest
+from edgemllm.errors import MissingError, nearest, opening
 from edgemllm.models import shipped
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -18,8 +18,11 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 def find(name: str, offline: bool, say: Callable[[str], None] = lambda line: None) -> Path:
     """The folder of a checkpoint, downloaded if need be; `say` is told before that. Raises MissingError."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    with opening(name, MissingError):
+        if path.is_dir():
+            return path
+        if path.exists():
+            raise MissingError(f"model {name} is a file", f"its folder: --model {path.parent}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MissingError(
             f"no model folder {name}{nearest(name, ['demo', *shipped.names()])}",

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgemllm.errors import EdgeError, OutOfMemoryError, UsageError
+from edgemllm.device.memory import human_bytes
+from edgemllm.errors import DoesNotFitError, EdgeError, OutOfMemoryError, UsageError
 from edgemllm.launch import Launch, Request, prepare
+from edgemllm.models.spec import ITEM_BYTES
+from edgemllm.units import short_count
 
 STOCK = "stock"
 """As a policy: transformers' own `generate` with its growing DynamicCache."""
@@ -35,6 +38,15 @@ class Cell:
         launch = prepare(self.request, lambda config: self.context + self.new_tokens)
         if not launch.plan.fits:
             raise launch.plan.error()
+        # The prompt itself is not bounded: its tokens lie in memory as numbers of Python and as embeddings.
+        config = launch.checkpoint.config.get_text_config()
+        each = 64 + config.hidden_size * ITEM_BYTES[launch.dtype]
+        if self.context * each > launch.memory.free_bytes:
+            raise DoesNotFitError(
+                f"a prompt of {short_count(self.context)} tokens takes {human_bytes(self.context * each)}, "
+                f"{human_bytes(launch.memory.free_bytes)} are free",
+                f"--context {short_count(launch.memory.free_bytes // each)} or less",
+            )
         return launch
 
 

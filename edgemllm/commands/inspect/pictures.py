@@ -73,4 +73,4 @@ def _write(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
-        raise EdgeError(f"cannot write the picture {path}: {error.strerror}", "another folder for --out") from error
+        raise EdgeError(f"cannot write the picture {path}: {error.strerror or error}", "another folder for --out") from error

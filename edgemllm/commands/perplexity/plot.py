@@ -27,6 +27,8 @@ def check(path: Path, option: str = "--plot") -> None:
         raise UsageError(f"{option} {path}: the ending says no format", f"one of {', '.join(ENDINGS)}")
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} for the plot", f"mkdir -p {path.parent}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} exists and is no file", "another name")
 
 
 def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -68,7 +70,7 @@ def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise EdgeError(
-            f"cannot write the plot {path}: {error.strerror}", "the same run with --json and another place"
+            f"cannot write the plot {path}: {error.strerror or error}", "the same run with --json and another place"
         ) from error
 
 

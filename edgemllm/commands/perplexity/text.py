@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgemllm.errors import EdgeError, MediaError, MissingError, UsageError, nearest
+from edgemllm.errors import EdgeError, MediaError, MissingError, UsageError, nearest, opening
 
 BLOCK_BYTES = 1 << 16
 ENDINGS = (".txt", ".text", ".md")
@@ -40,9 +40,11 @@ class Text:
         self.parts: list[Part] = []
         stdin = StandardInput(again)
         for source in sources:
+            with opening(source, MissingError):
+                exists = Path(source).exists()
             if source == "-":
                 self.parts.append(stdin)
-            elif Path(source).exists():
+            elif exists:
                 self.parts += _files(Path(source))
             elif source.split("/")[0] in DATASETS:
                 self.parts.append(DataSet(source, offline))
@@ -132,6 +134,10 @@ def _decode(blocks: Iterator[bytes], name: str) -> Iterator[str]:
             yield decoder.decode(block)
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        if done == len(error.object) and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise MediaError(f"{name} is UTF-16 text, not UTF-8", "iconv -f UTF-16 -t UTF-8") from error
+        if b"\0" in error.object:
+            raise MediaError(f"{name} is no text: it has bytes of value 0", "give a text file") from error
         # `error.object` ends where the block ends; it may begin with bytes held back from the block before.
         at = done - len(error.object) + error.start
         raise MediaError(f"{name} is not UTF-8 text: byte {at} ({error.reason})", "iconv -f LATIN1 -t UTF-8") from error
