@@ -230,7 +230,7 @@ class Session:
 
     def kv(self) -> dict[str, Any]:
         """The `KV` object of the JSON output, measured."""
-        lengths = [layer.length for layer in self.cache.governed]
+        lengths = [layer.length for layer in self.cache.managed]
         mean = sum(lengths) / len(lengths)
         spec = self.family.spec
         bound = None
@@ -245,5 +245,5 @@ class Session:
             "bytes": self.cache.nbytes,
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
-            "streamed": any(layer.streamed for layer in self.cache.layers),
+            "streamed": any(layer.counts.streamed for layer in self.cache.layers),
         }

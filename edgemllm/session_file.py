@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgemllm import __version__, policies
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import EdgeError, MissingError, UsageError, opening
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
@@ -29,18 +28,14 @@ from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 
 FORMAT = "edgemllm-session/4"
-COUNTS = ("length", "budget", "seen", "since", "evicted", "compactions", "streamed", "scaling")
 OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}
 """Where the option that sets a part of the identity has another name."""
 
 
 def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
     """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was."""
-    tensors = {
-        f"{number}.{name}": tensor
-        for number, layer in enumerate(session.cache.layers)
-        for name, tensor in _tensors(layer).items()
-    }
+    states = [layer.state() for layer in session.cache.layers]
+    tensors = {f"{number}.{name}": t.contiguous() for number, (live, _) in enumerate(states) for name, t in live.items()}
     clip = session.clip
     waiting = []
     for number, frame in enumerate(clip.waiting if clip else []):
@@ -54,7 +49,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         "name": session.family.name,
         **_identity(session),
         "position": session.position,
-        "step": session.cache.rope.step,
+        "stride": session.cache.rope.stride,
         "first": session.first,
         "media": session.media,
         "system": session.system,
@@ -63,12 +58,8 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
         "run": dict(run or {}),
         "meter": dataclasses.asdict(session.meter),
-        "layers": [
-            {name: getattr(layer, name) for name in COUNTS} | ({"room": layer.keys.shape[2]} if layer.is_initialized else {})
-            for layer in session.cache.layers
-        ],
-        "settled": session.cache.settled,
-        "prompt": session.cache.layers[0].prompt,
+        "layers": [values for _, values in states],
+        "budgets_final": session.cache.budgets_final,
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -111,12 +102,11 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     header, tensors = _read(path, str(session.family.device))
     _check(session, header, path)
     _shares(session, header, path)
-    for number, (layer, counts) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
+    for number, (layer, values) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
-        _restore(layer, {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}, counts)
-        layer.prompt = header.get("prompt", 0)
-    session.cache.rope.step = header["step"]
-    session.cache.settled = header["settled"]
+        layer.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, values)
+    session.cache.rope.stride = header["stride"]
+    session.cache.budgets_final = header["budgets_final"]
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
     session.system = session.system if session.system is not None else header["system"]
     session.meter, session.clip, session.last = Meter(**header["meter"]), None, tensors.get("last")
@@ -157,50 +147,6 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()
-
-
-def _tensors(layer: CacheLayer) -> dict[str, Tensor]:
-    if not layer.is_initialized:
-        return {}
-    live = slice(layer.length)
-    found = {
-        "keys": layer.keys[:, :, live],
-        "values": layer.values[:, :, live],
-        "positions": layer.positions[..., live],
-        "modality": layer.modality[..., live],
-        "time": layer.time[..., live],
-        **{f"slot.{name}": buffer[..., live] for name, buffer in layer.slots.items()},
-        **{f"stat.{name}": value for name, value in layer.stats.items()},
-    }
-    if layer.places is not None:
-        found["places"] = layer.places[..., live]
-    if layer.queries is not None:
-        found["queries"] = layer.queries
-    return {name: tensor.contiguous() for name, tensor in found.items()}
-
-
-def _restore(layer: CacheLayer, tensors: dict[str, Tensor], counts: dict[str, Any]) -> None:
-    layer.reset()
-    layer.queries = tensors.get("queries")
-    length = counts["length"]
-    for name in COUNTS[2:]:
-        setattr(layer, name, counts[name])
-    if "keys" not in tensors:
-        return
-    if not layer.is_initialized:
-        # An unbounded layer had room for more than it held; the same room again, so that it grows at the same places.
-        room = counts.get("room", length)
-        layer.lazy_initialization(*(tensors[name][:, :, :1].expand(-1, -1, room, -1) for name in ("keys", "values")))
-    elif layer.keys.shape[2] < length:  # trimmed by an earlier run
-        layer.resize(layer.budget or length)
-    for name in ("keys", "values"):
-        getattr(layer, name)[:, :, :length] = tensors[name]
-    for name in ("positions", "modality", "time") + (("places",) if layer.places is not None else ()):
-        getattr(layer, name)[..., :length] = tensors[name]
-    for name, buffer in layer.slots.items():
-        buffer[..., :length] = tensors[f"slot.{name}"]
-    layer.stats = {name[5:]: value for name, value in tensors.items() if name.startswith("stat.")}
-    layer.length = length
 
 
 def _identity(session: Session) -> dict[str, Any]:
@@ -251,17 +197,18 @@ def _check_system(session: Session, header: dict[str, Any], path: Path) -> None:
 
 
 def _shares(session: Session, header: dict[str, Any], path: Path) -> None:
-    """Give the governed layers the budgets with which the file fits, or say why it does not."""
+    """Give the managed layers the budgets with which the file fits, or say why it does not."""
     cache = session.cache
     if cache.total is None:
         return
-    pairs = [(layer, counts) for layer, counts in zip(cache.layers, header["layers"], strict=True) if layer in cache.governed]
-    if session.policy.uneven and header["settled"] and sum(counts["budget"] or 0 for _, counts in pairs) <= cache.total:
-        for layer, counts in pairs:
+    pairs = [(layer, values) for layer, values in zip(cache.layers, header["layers"], strict=True) if layer in cache.managed]
+    fits = sum(values["budget"] or 0 for _, values in pairs) <= cache.total
+    if session.policy.uneven and header["budgets_final"] and fits:
+        for layer, values in pairs:
             layer.reset()
-            layer.resize(counts["budget"])
-    longest = max(counts["length"] for _, counts in pairs)
-    if any(counts["length"] > (layer.budget or 0) for layer, counts in pairs):
+            layer.resize(values["budget"])
+    longest = max(values["length"] for _, values in pairs)
+    if any(values["length"] > (layer.budget or 0) for layer, values in pairs):
         raise UsageError(
             f"{path} holds {longest} tokens a layer, more than the KV budget of {session.budget}",
             f"--kv-budget {longest} or more",

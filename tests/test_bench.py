@@ -16,7 +16,7 @@ from tiny import MODELS, Tiny, llama, qwen2_vl, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.cache.decode import MOST, Decoder
+from edgemllm.cache.decode import MAX_GRAPHS, Decoder
 from edgemllm.cache.rope import Rope, inverse, rotate, rotate_
 from edgemllm.commands.bench.cell import read_bytes
 from edgemllm.commands.bench.grid import STOCK, grid
@@ -108,7 +108,7 @@ def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> N
     tiny.use(NAME)
     turned, plain = (tiny.new_cache(policies.build(name), 40, 8) for _ in range(2))
     for layer in plain.layers:
-        layer.keeps_turned = False
+        layer.store_rotated = False
     for number in range(250):
         part = tiny.text_chunk(random_ids(1, seed=number), number)
         for cache in (turned, plain):
@@ -123,7 +123,7 @@ def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> N
 @pytest.mark.parametrize("name", policies.names())
 def test_all_lengths_between_two_compactions_fit_the_graphs(name: str) -> None:
     """Else they would be captured and thrown away for ever."""
-    assert policies.build(name).spare(1 << 20) < MOST
+    assert policies.build(name).evict_at_least(1 << 20) < MAX_GRAPHS
 
 
 BOUNDED = [name for name in policies.names() if policies.find(name).bounded]
@@ -153,10 +153,10 @@ def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bo
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), atol=tolerance, rtol=1e-2)
     assert bool(decoder.graphs) == decoder.capturing == captures
     for mine, theirs in zip(captured.layers, eager.layers, strict=True):
-        assert (mine.length, mine.seen, mine.evicted) == (theirs.length, theirs.seen, theirs.evicted)
-        assert (mine.positions[..., : mine.length] == theirs.positions[..., : theirs.length]).all()
-        for name in mine.slots:
-            torch.testing.assert_close(mine.slot(name), theirs.slot(name), atol=tolerance, rtol=1e-2)
+        assert mine.counts == theirs.counts
+        assert torch.equal(mine.positions, theirs.positions)
+        for name in mine.policy.buffers:
+            torch.testing.assert_close(mine.buffer(name), theirs.buffer(name), atol=tolerance, rtol=1e-2)
 
 
 @pytest.mark.gpu

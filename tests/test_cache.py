@@ -12,7 +12,7 @@ from tiny import MODELS, TEXT_MODELS, llama, qwen2_vl, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
-from edgemllm.cache.rope import close_gaps
+from edgemllm.cache.rope import renumber
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import OutOfMemoryError
 from edgemllm.policies.base import ALL, CachePolicy
@@ -40,17 +40,15 @@ def built(name: str) -> CachePolicy:
 class Watching(CachePolicy):
     """Heavy hitters by accumulated attention: exercises `observe` over every query."""
 
-    slots: ClassVar[tuple[str, ...]] = ("mass",)
+    buffers: ClassVar[tuple[str, ...]] = ("mass",)
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def observe(self, layer, attention) -> None:
-        layer.slot("mass").add_(attention.sum(2))
+        layer.buffer("mass").add_(attention.sum(2))
 
     def score(self, layer):
-        score = layer.slot("mass").clone()
+        score = layer.buffer("mass").clone()
         score[..., -4:] = torch.inf
         return score
 
@@ -74,10 +72,10 @@ def test_a_long_stream_stays_within_every_layers_budget(name: str, size: int) ->
         places.add(tuple(layer.keys.data_ptr() for layer in cache.layers))
         assert sum(layer.budget or 0 for layer in cache.layers) <= sum(budgets)
         for layer in cache.layers:
-            live = layer.positions[0, ..., : layer.length]
+            live = layer.positions[0]
             assert layer.length <= (layer.budget or 0)
             assert (live.diff(dim=-1) > 0).all(), "temporal order is lost"
-            assert (live[..., -1] == layer.seen - 1).all(), "the newest token was evicted"
+            assert (live[..., -1] == layer.counts.seen - 1).all(), "the newest token was evicted"
     assert max(bytes_seen) == first_bytes, "live bytes grew"
     # A policy that shares by what it has seen moves the slots once.
     assert len(places) <= (2 if policy.uneven else 1), "slots were allocated again"
@@ -94,7 +92,7 @@ def test_bytes_are_known_beforehand(make, name: str) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     windows = tuple(layer.window for layer in tiny.cache.layers)
     spec = CacheSpec(3, heads, config.to_dict().get("num_key_value_heads", heads), head_dim, 4, windows=windows)
-    assert tiny.cache.total == spec.governed * 32
+    assert tiny.cache.total == spec.managed * 32
     assert tiny.cache.nbytes == 32 * spec.token_bytes(policy) + spec.fixed_bytes(policy, chunk=8)
 
 
@@ -121,7 +119,7 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
 
     def spy(module, query, key, value, mask, **kwargs):
         layer = kwargs["kv_cache"].layers[module.layer_idx]
-        spy_now[-1].append(layer.positions[0, 0, :, : layer.length].clone())
+        spy_now[-1].append(layer.positions[0, 0].clone())
         return ours.attention(module, query, key, value, mask, **kwargs)
 
     AttentionInterface.register(NAME, spy)
@@ -198,7 +196,7 @@ def test_streaming_llm_keeps_exactly_sinks_and_window() -> None:
 def test_attention_seen_by_a_policy_is_conserved() -> None:
     tiny = llama()
     tiny.run(tiny.text_chunk(random_ids(300)), 300, Watching(), 400)
-    torch.testing.assert_close(tiny.cache.layers[1].slot("mass").sum(-1), torch.full((1, 2), 300.0))
+    torch.testing.assert_close(tiny.cache.layers[1].buffer("mass").sum(-1), torch.full((1, 2), 300.0))
 
 
 @pytest.mark.parametrize("window", [4, 16])
@@ -257,7 +255,7 @@ def test_window_prompt_scores_by_the_newest_prompts_queries_alone(count: int, ro
     newest = max(rows, round(0.1 * (60 + count)))
     best = attention[2 : 60 + count - newest].topk(46 + count - newest - 2).indices + 2
     policy.after_prefill(cache)
-    kept = layer.positions[0, 0, 0, : layer.length].tolist()
+    kept = layer.positions[0, 0, 0].tolist()
     assert kept == sorted([0, 1, *best.tolist(), *range(60 + count - newest, 60 + count)])
 
 
@@ -291,16 +289,16 @@ def test_full_without_a_budget_grows() -> None:
     torch.testing.assert_close(got, tiny.stock(input_ids=ids), atol=5e-5, rtol=1e-4)
 
 
-def test_close_gaps() -> None:
+def test_renumbering_closes_gaps() -> None:
     text = torch.tensor([3, 9, 10, 50]).expand(1, 1, 2, 4)
-    assert close_gaps(text)[0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert renumber(text)[0, 0, 0].tolist() == [0, 1, 2, 3]
     #                text | a 2x2 frame at 7    | text
     time = torch.tensor([2, 7, 7, 7, 7, 40])
     high = torch.tensor([2, 7, 7, 8, 8, 40])
     wide = torch.tensor([2, 7, 8, 7, 8, 40])
-    closed = close_gaps(torch.stack([time, high, wide])[:, None, None])[:, 0, 0]
+    closed = renumber(torch.stack([time, high, wide])[:, None, None])[:, 0, 0]
     assert closed.tolist() == [[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]]
-    assert close_gaps(torch.tensor([0, 4, 8, 90]).expand(1, 1, 1, 4), step=4).flatten().tolist() == [0, 4, 8, 12]
+    assert renumber(torch.tensor([0, 4, 8, 90]).expand(1, 1, 1, 4), stride=4).flatten().tolist() == [0, 4, 8, 12]
 
 
 def test_policies_are_frozen() -> None:

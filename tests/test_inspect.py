@@ -37,7 +37,7 @@ def test_the_map_is_the_models_own_attention(inference: None) -> None:
     watcher = Watcher()
     session = Session(tiny.family, watcher, None, 16)
     session.feed(session.family.text(ids[0].tolist(), 0))
-    for number, layer in enumerate(session.cache.governed):
+    for number, layer in enumerate(session.cache.managed):
         found = watcher.map(layer)
         assert torch.allclose(found, stock[number][0].mean(0), atol=1e-5)
         assert torch.allclose(found.sum(1), torch.ones(40), atol=1e-5)
@@ -57,7 +57,7 @@ def test_the_share_of_a_stream_that_is_kept(inference: None) -> None:
     session.on_step = kept.step
     session.feed(session.family.text(random_ids(96)[0].tolist(), 0))
     last = share(session, 96)
-    assert float(last.sum()) == pytest.approx(session.cache.governed[0].length)
+    assert float(last.sum()) == pytest.approx(session.cache.managed[0].length)
     assert last[:60].sum() == 0
     assert last[-1] == 1
     assert kept.seen == sorted(kept.seen)

@@ -108,7 +108,7 @@ def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_
         *before, last = tiny.text_chunk(random_ids(budget + 2 * chunk)).split(chunk)
         for part in before:
             forward(tiny.text, cache, part)
-        there = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values, *layer.notes())]
+        there = [tensor for layer in cache.layers for tensor in layer.slots.tensors.values()]
         there += [layer.queries for layer in cache.layers if layer.queries is not None]
         with Peak(tiny.model, there) as peak:
             forward(tiny.text, cache, last)

@@ -236,7 +236,7 @@ def test_peaks_grow_with_what_they_depend_on(qwen_7b: ModelSpec) -> None:
     assert activation_bytes(qwen_7b, "nf4", "bfloat16", 256, 2048, watching) - small == 18944 * 3584 * 2
     assert small - activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048) == 28 * 128 * (2048 + 256) * 12
     assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(window=1024)) > small
-    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(key_copies=1000)) > small
+    assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(compaction_copies=1000)) > small
     one = vision_bytes(qwen_7b.vision, 3584, "bfloat16")
     assert vision_bytes(qwen_7b.vision, 3584, "bfloat16", frames=2) == 2 * one
     assert vision_bytes(None, 3584, "bfloat16") == 0

@@ -112,7 +112,7 @@ def test_a_policy_keeps_and_merges_what_its_formulas_say(case: str, size: int) -
     name, settings, choose, how = CASES[case]
     policy = policies.build(name, settings)
     layer, stream = replayed(policy, size)
-    heads = reference.replay(stream, size, BUDGET, policy.minimum(), policy.spare(BUDGET), choose, how)
+    heads = reference.replay(stream, size, BUDGET, policy.minimum(), policy.evict_at_least(BUDGET), choose, how)
     for number, head in enumerate(heads):
         live = slice(layer.length)
         assert layer.positions[0, 0, number, live].tolist() == head.place
@@ -122,7 +122,7 @@ def test_a_policy_keeps_and_merges_what_its_formulas_say(case: str, size: int) -
 
 def test_h2o_mass_is_the_number_of_queries_where_nothing_left() -> None:
     layer, _ = replayed(H2O(), 7, budget=LENGTH)
-    torch.testing.assert_close(layer.slot("mass").sum(-1), torch.full((1, 2), float(LENGTH)))
+    torch.testing.assert_close(layer.buffer("mass").sum(-1), torch.full((1, 2), float(LENGTH)))
 
 
 @pytest.mark.parametrize("name", ENTROPIES)
@@ -179,8 +179,8 @@ class TestMerging:
     def layer(self, keys: torch.Tensor, values: torch.Tensor):
         layer, _ = replayed(LookM(), 30, budget=LENGTH)
         count = keys.shape[0]
-        layer.length, layer.rotated = count, False
-        layer.keys[0, :, :count], layer.values[0, :, :count] = keys, values
+        layer.slots.length, layer.rotated = count, False
+        layer.keys[0], layer.values[0] = keys, values
         return layer
 
     def test_nothing_dropped_changes_nothing(self) -> None:
@@ -234,7 +234,7 @@ def test_random_keeps_an_even_sample() -> None:
     kept = torch.zeros(90)
     for seed in range(60):
         layer, _ = replayed(Random(seed=seed, recent=4), 6)
-        kept[layer.positions[0, 0, 0, : layer.length].long()] += 1
+        kept[layer.positions[0, 0, 0].long()] += 1
     halves = kept[:40].mean(), kept[40:80].mean()
     assert halves[0] == pytest.approx(halves[1], rel=0.25)
     assert (kept[:80] > 0).all()

@@ -95,12 +95,12 @@ def test_a_question_at_the_end_leaves_no_trace_and_one_on_the_way_stays(stream: 
     session = launch("h2o").open()
     stream.begin(session, record=True)
     stream.show(session, 0, 40)
-    seen, keys = session.cache.seen, [layer.keys.clone() for layer in session.cache.governed]
+    seen, keys = session.cache.seen, [layer.keys.clone() for layer in session.cache.managed]
     said = "".join(branch(session).ask("What number was with the red circle?", SHORT))
     again = "".join(branch(session).ask("What number was with the red circle?", SHORT))
     assert said == again
     assert session.cache.seen == seen
-    assert all(torch.equal(a, layer.keys) for a, layer in zip(keys, session.cache.governed, strict=True))
+    assert all(torch.equal(a, layer.keys) for a, layer in zip(keys, session.cache.managed, strict=True))
     asked = launch("h2o").open()
     answers = in_rounds(asked, stream)
     assert asked.cache.seen > seen + 10 * len(answers.right)

@@ -100,7 +100,7 @@ def test_a_question_is_the_newest_prompt(demo: ModelFamily) -> None:
         seen, answered = session.cache.seen, session.meter.decode_tokens
         answer(session)
         asked = session.cache.seen - (session.meter.decode_tokens - answered) - seen
-        assert {layer.prompt for layer in session.cache.layers} == {seen}
+        assert {layer.counts.prompt for layer in session.cache.layers} == {seen}
         assert 10 < asked < 60
 
 

@@ -258,7 +258,7 @@ def test_a_stream_put_to_sleep_and_woken_goes_on_as_without_the_break(demo: Mode
     state = session_file.run_of(path)
     session_file.load(woken, path)
     stream, after = build(woken, state["place"]["index"] + 1, 28)
-    stream.go_on(state)
+    stream.resume(state)
     stream.run()
     assert len(after.found) > 3
     assert before.found + after.found == whole.found

@@ -18,6 +18,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.rope import rotate_queries
@@ -47,22 +48,22 @@ def attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if policy.query_window:
         layer.remember_queries(query, scale)
-    query, key = rotate_queries(query, layer.turn), layer.rotated_keys()
-    mask = _mask(layer, *query.shape[1:3])
+    query, key = rotate_queries(query, kv_cache.now.rotation), layer.rotated_keys()
+    mask = _mask(layer, kv_cache.now.chunk, *query.shape[1:3])
     watched = min(count, policy.observe_window)
     if watched == count and mask is None:  # made once, weights serve the output too
-        parts = [_weighted(weights, value) for weights in _watch(layer, query, key, scale, watched)]
+        parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     else:
         out = _attend(query, key, value, mask, scale)
-        for _ in _watch(layer, query, key, scale, watched):
+        for _ in _watch(layer, kv_cache.now, query, key, scale, watched):
             pass
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(layer: CacheLayer, heads: int, count: int) -> Tensor | None:
+def _mask(layer: CacheLayer, chunk: Chunk, heads: int, count: int) -> Tensor | None:
     """What queries see where causality alone does not decide, (B, H | 1, q, L) or (q, L): in blocks and sliding layers."""
-    block = layer.incoming.block if count > 1 else None
+    block = chunk.block if count > 1 else None
     slides = layer.window is not None and (layer.length > layer.window or layer.policy.positions == "original")
     if block is None and not slides:
         return None
@@ -88,9 +89,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
 
 
 def _attend_twice(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """A chunk behind others without a mask, which costs a sixth: all of the past, then causally itself, and the mean of both.
+    """Attend to a later chunk without building a mask, which costs about a sixth.
 
-    Each weighs as much as its softmax was divided by.
+    Once over all earlier keys, once causally over the chunk itself; the two are merged by their softmax denominators.
     """
     assert CPU_FLASH is not None
     before = key.shape[2] - query.shape[2]
@@ -100,7 +101,7 @@ def _attend_twice(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
     return out
 
 
-def _watch(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
+def _watch(layer: CacheLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
     """Let the policy see the attention of the last `watched` queries, and hand it on in parts (B, H, rows, L up to them).
 
     Each part of the rows sees every key, so watching in parts is exact; later rows hide their future from earlier ones.
@@ -110,7 +111,7 @@ def _watch(layer: CacheLayer, query: Tensor, key: Tensor, scale: float, watched:
         stop = min(start + OBSERVED_ROWS, count)
         visible = length - count + stop
         weights = attention_weights(query[:, :, start:stop], key[:, :, :visible], scale)
-        layer.rows = slice(visible - (stop - start), visible)
+        now.observed = slice(visible - (stop - start), visible)
         seen = weights if layer.policy.per_query_head else group_mean(weights, key.shape[1])
         layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
         yield weights
@@ -127,19 +128,19 @@ AttentionInterface.register(NAME, attention)
 
 
 def forward(text_model: Any, cache: KVCache, chunk: Chunk) -> Tensor:
-    """Run a chunk through the language model; hidden states (B, q, E)."""
-    cache.stage(chunk)
-    return run_staged(text_model, cache)
+    """Run a chunk through the language model; returns hidden states (B, q, E)."""
+    cache.begin(chunk)
+    return run(text_model, cache)
 
 
-def run_staged(text_model: Any, cache: KVCache) -> Tensor:
-    """Run the chunk that was staged last; hidden states (B, q, E)."""
-    chunk = cache.layers[0].incoming
+def run(text_model: Any, cache: KVCache) -> Tensor:
+    """Run the pass that has begun; returns hidden states (B, q, E)."""
+    chunk = cache.now.chunk
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more: dict[str, Any] = {}
-    if chunk.deep is not None:  # zero for text, so that it may be added everywhere
+    if chunk.deepstack is not None:  # zero for text, so that it may be added everywhere
         everywhere = torch.ones(zeros.shape, dtype=torch.bool, device=zeros.device)
-        more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [level.flatten(0, 1) for level in chunk.deep]}
+        more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [level.flatten(0, 1) for level in chunk.deepstack]}
     more[cache_keyword(type(text_model).forward)] = cache
     out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, use_cache=True, kv_cache=cache, **more)
     hidden: Tensor = out.last_hidden_state

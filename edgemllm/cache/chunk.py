@@ -30,9 +30,9 @@ class Chunk:
     positions  (A, B, q) int64: places in the whole stream, never reset
     modality   (B, q) uint8
     time       (B, q) float32: seconds of the video the token shows, NaN where there is none
-    deep       (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
-    step       the native gap between neighbouring positions: renumbering never widens or narrows it
-    ahead      every position lies behind all that came before: known of text, not of part of a picture
+    deepstack  (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
+    stride     the native gap between neighbouring positions: renumbering never widens or narrows it
+    appends    every position comes after all earlier ones: known of text, not of part of a picture
     block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
     """
 
@@ -40,9 +40,9 @@ class Chunk:
     positions: Tensor
     modality: Tensor
     time: Tensor
-    deep: Tensor | None = None
-    step: int = 1
-    ahead: bool = False
+    deepstack: Tensor | None = None
+    stride: int = 1
+    appends: bool = False
     block: Tensor | None = None
 
     def __len__(self) -> int:
@@ -58,11 +58,11 @@ class Chunk:
         start = 0
         while start < len(self):
             part = slice(start, self._cut(start, size))
-            deep = None if self.deep is None else self.deep[:, :, part]
+            deepstack = None if self.deepstack is None else self.deepstack[:, :, part]
             block = None if self.block is None else self.block[:, part]
             embeds, positions = self.embeds[:, part], self.positions[..., part]
             modality, time = self.modality[:, part], self.time[:, part]
-            yield Chunk(embeds, positions, modality, time, deep, self.step, self.ahead, block)
+            yield Chunk(embeds, positions, modality, time, deepstack, self.stride, self.appends, block)
             start = part.stop
 
     def _cut(self, start: int, size: int) -> int:
@@ -83,16 +83,16 @@ class Chunk:
         batch, count, device = *embeds.shape[:2], embeds.device
         positions = torch.arange(offset, offset + count, device=device).expand(axes, batch, count)
         modality = torch.full((batch, count), Modality.TEXT, dtype=torch.uint8, device=device)
-        return Chunk(embeds, positions, modality, torch.full((batch, count), torch.nan, device=device), ahead=True)
+        return Chunk(embeds, positions, modality, torch.full((batch, count), torch.nan, device=device), appends=True)
 
     @staticmethod
     def join(chunks: Sequence[Chunk]) -> Chunk:
         """One chunk of several that follow each other."""
-        deep = None
-        depth = max((len(chunk.deep) for chunk in chunks if chunk.deep is not None), default=0)
+        deepstack = None
+        depth = max((len(chunk.deepstack) for chunk in chunks if chunk.deepstack is not None), default=0)
         if depth:
-            none = [chunk.embeds.new_zeros(depth, *chunk.embeds.shape) for chunk in chunks]
-            deep = torch.cat([chunk.deep if chunk.deep is not None else none[i] for i, chunk in enumerate(chunks)], 2)
+            parts = [c.embeds.new_zeros(depth, *c.embeds.shape) if c.deepstack is None else c.deepstack for c in chunks]
+            deepstack = torch.cat(parts, 2)
         block = None
         if any(chunk.block is not None for chunk in chunks):
             alone = [torch.full_like(chunk.modality, -1, dtype=torch.long) for chunk in chunks]
@@ -102,8 +102,8 @@ class Chunk:
             torch.cat([chunk.positions for chunk in chunks], 2),
             torch.cat([chunk.modality for chunk in chunks], 1),
             torch.cat([chunk.time for chunk in chunks], 1),
-            deep,
-            max(chunk.step for chunk in chunks),
-            all(chunk.ahead for chunk in chunks),
+            deepstack,
+            max(chunk.stride for chunk in chunks),
+            all(chunk.appends for chunk in chunks),
             block,
         )

@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgemllm.cache.attention import forward, run_staged
+from edgemllm.cache.attention import forward, run
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
-MOST = 128
+MAX_GRAPHS = 128
 """Graphs held at once; a circle has at most 64 lengths (`edge`)."""
-COUNTS = ("length", "seen", "since")
-"""What a forward pass counts on the host."""
 
 
 class Decoder:
@@ -44,42 +42,42 @@ class Decoder:
 
     @property
     def warm(self) -> bool:
-        """The next steps take as long as any: lengths come back in their order, so behind a replay there is another."""
+        """Whether decoding has reached steady state: cache lengths recur in order, so one replay is followed by another."""
         return self.replayed or not self.capturing or not self._cycles()
 
     def step(self, chunk: Chunk) -> Tensor:
         """Hidden state (B, 1, E) of a chunk of one token."""
         self.replayed = False
-        if not (self.capturing and chunk.deep is None and self._cycles()):
+        if not (self.capturing and chunk.deepstack is None and self._cycles()):
             return forward(self.text_model, self.cache, chunk)
-        self.cache.stage(self._copied(chunk))
+        self.cache.begin(self._copied(chunk))
         self._copy_ring()
         self.cache.make_room(1)
         key = self._shape()
         if key not in self.graphs:
             if key not in self._met:
                 self._met.add(key)
-                return run_staged(self.text_model, self.cache)
+                return run(self.text_model, self.cache)
             if not self._capture(key):
-                return run_staged(self.text_model, self.cache)
+                return run(self.text_model, self.cache)
         else:
             self.replayed = True
             for layer in self.cache.layers:
-                layer.count(1)
+                layer.advance(1, {})
         graph, hidden = self.graphs[key]
         graph.replay()
         return hidden.clone()  # the next replay writes over it
 
     def _cycles(self) -> bool:
         """Every layer evicts when it is full again, so that its length goes round in a circle; one that was trimmed grows."""
-        return all(layer.evicted and layer.keys.shape[2] == layer.budget for layer in self.cache.layers)
+        return all(layer.counts.evicted and layer.slots.capacity == layer.budget for layer in self.cache.layers)
 
     def _shape(self) -> Hashable:
         """What the kernels of a step depend on besides the contents of storage."""
         storage = tuple(layer.keys.data_ptr() for layer in self.cache.layers)
-        if storage != self._storage or len(self.graphs) >= MOST or len(self._met) >= 2 * MOST:
+        if storage != self._storage or len(self.graphs) >= MAX_GRAPHS or len(self._met) >= 2 * MAX_GRAPHS:
             self._storage, self.graphs, self._met = storage, {}, set()
-        return tuple(layer.length for layer in self.cache.layers), self.cache.rope.step
+        return tuple(layer.length for layer in self.cache.layers), self.cache.rope.stride
 
     def _copied(self, chunk: Chunk) -> Chunk:
         """The token at the addresses that graphs read from."""
@@ -89,32 +87,30 @@ class Decoder:
             self._input = dataclasses.replace(chunk, **fixed)
         for name in names:
             getattr(self._input, name).copy_(getattr(chunk, name))
-        return dataclasses.replace(self._input, step=chunk.step, ahead=chunk.ahead)
+        return dataclasses.replace(self._input, stride=chunk.stride, appends=chunk.appends)
 
     def _copy_ring(self) -> None:
-        ring = self.cache.layers[0].ring
-        if self._ring is None or self._ring.shape != ring.shape:
-            self._ring = ring.clone()
-        self._ring.copy_(ring)
-        for layer in self.cache.layers:
-            layer.ring = self._ring
+        now = self.cache.now
+        if self._ring is None or self._ring.shape != now.ring.shape:
+            self._ring = now.ring.clone()
+        self._ring.copy_(now.ring)
+        now.ring = self._ring
 
     def _capture(self, key: Hashable) -> bool:
-        """Record the staged step; counts then stand as after it, though its kernels have not run."""
-        before = [[getattr(layer, name) for name in COUNTS] for layer in self.cache.layers]
+        """Record the step that has begun; counts then stand as after it, though its kernels have not run."""
+        before = [layer.length for layer in self.cache.layers]
         graph = torch.cuda.CUDAGraph()
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             with torch.cuda.graph(graph, pool=self._pool):
-                hidden = run_staged(self.text_model, self.cache)
+                hidden = run(self.text_model, self.cache)
         except RuntimeError as error:
             log.info("decoding without CUDA graphs: %s", str(error).splitlines()[0])
             self.capturing, self.graphs = False, {}
-            for layer, counts in zip(self.cache.layers, before, strict=True):
-                for name, value in zip(COUNTS, counts, strict=True):
-                    setattr(layer, name, value)
+            for layer, length in zip(self.cache.layers, before, strict=True):
+                layer.advance(length - layer.length, {})
             return False
         finally:
-            self.cache.forget_rotations()  # what was computed inside a graph is valid only there
+            self.cache.now.rotations.clear()  # what was computed inside a graph is valid only there
         self.graphs[key] = (graph, hidden)
         return True

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.policy import CachePolicy, Newest
 from edgemllm.cache.rope import Rope
-
-if TYPE_CHECKING:
-    from edgemllm.policies.base import CachePolicy
 
 
 class KVCache(Cache):  # type: ignore[misc]
     """All layers. `budgets` holds the slots of each layer, None for a layer that may grow without end.
 
     `windows`: the sliding window of each layer, None for full attention. In a model that mixes both, a sliding layer
-    holds its own window and room for `chunk` tokens, and no policy governs it. `sliding_rope`: its rotation, if another.
+    holds its own window and room for `chunk` tokens, and no policy manages it. `sliding_rope`: its rotation, if another.
     """
 
     layers: list[CacheLayer]
@@ -36,92 +34,86 @@ class KVCache(Cache):  # type: ignore[misc]
         sliding_rope: Rope | None = None,
         chunk: int = 1,
     ) -> None:
-        from edgemllm.policies.window import Window
-
-        rope, sliding_rope = copy.copy(rope), copy.copy(sliding_rope)  # step and shared rotations belong to this stream
+        rope, sliding_rope = copy.copy(rope), copy.copy(sliding_rope)  # their stride belongs to this stream
         windows = windows or [None] * len(budgets)
         mixed = None in windows
         layers = []
         for budget, window in zip(budgets, windows, strict=True):
             if window is not None and mixed:
-                layers.append(CacheLayer(Window(), sliding_rope or rope, window - 1 + chunk, window))
+                layers.append(CacheLayer(Newest(), sliding_rope or rope, window - 1 + chunk, window))
             else:
                 layers.append(CacheLayer(policy, rope, budget, window))
         super().__init__(layers=layers)
         self.policy, self.rope, self.chunk = policy, rope, chunk
-        self.ropes = [rope] if sliding_rope is None else [rope, sliding_rope]
-        self.governed = [layer for layer in layers if layer.policy is policy]
+        self.managed = [layer for layer in layers if layer.policy is policy]
         """The layers in which the policy decides."""
-        self.settled = False
-        """Governed layers have their final shares."""
+        self.budgets_final = False
+        """Managed layers have their final budgets."""
+        self.now: Pass
 
     @property
     def total(self) -> int | None:
-        """Slots of all governed layers together, None where they may grow without end."""
-        budgets = [layer.budget for layer in self.governed]
+        """Return the slots of all managed layers together, None where they may grow without end."""
+        budgets = [layer.budget for layer in self.managed]
         return None if None in budgets else sum(budget for budget in budgets if budget is not None)
 
-    def stage(self, chunk: Chunk) -> None:
-        """Say what the next forward pass inserts."""
-        self.rope.step = max(self.rope.step, chunk.step)
-        if not self.settled and any(layer.budget and layer.length + len(chunk) > layer.budget for layer in self.governed):
-            self.settle()
-        self.forget_rotations()
+    def begin(self, chunk: Chunk) -> None:
+        """Begin the forward pass that inserts `chunk`."""
+        self.rope.stride = max(self.rope.stride, chunk.stride)
+        full = any(layer.budget and layer.length + len(chunk) > layer.budget for layer in self.managed)
+        if full and not self.budgets_final:
+            self.finalize_budgets()
         window, seen = self.policy.query_window, self.seen + len(chunk)
         ring = torch.arange(seen - min(window, len(chunk)), seen, device=chunk.embeds.device) % max(window, 1)
+        self.now = Pass(chunk, ring)
         for layer in self.layers:
-            layer.incoming, layer.ring = chunk, ring
+            layer.now = self.now
 
     def begin_prompt(self) -> None:
-        """What comes next is the newest prompt."""
+        """Mark what comes next as the newest prompt."""
         for layer in self.layers:
-            layer.prompt = self.seen
+            layer.counts.prompt = self.seen
 
     def make_room(self, count: int) -> None:
-        """In every layer, for `count` more tokens."""
+        """Make room for `count` more tokens in every layer."""
         for layer in self.layers:
             layer.make_room(count)
 
-    def forget_rotations(self) -> None:
-        """What the layers of the last forward pass shared."""
-        for rope in self.ropes:
-            rope.forget()
-
-    def settle(self) -> None:
-        """Let the policy share the slots among the layers when they are full for the first time; once, since storage moves."""
-        self.settled = True
+    def finalize_budgets(self) -> None:
+        """Let the policy divide the slots when layers are full for the first time; once, since storage moves."""
+        self.budgets_final = True
         if self.policy.uneven:
-            self.share()
+            self.allocate_budgets()
 
-    def share(self) -> None:
-        """Divide the slots among governed layers as the policy wants; each always has room for its minimum and a chunk."""
+    def allocate_budgets(self) -> None:
+        """Divide the slots among managed layers as the policy wants; each always has room for its minimum and a chunk."""
         total = self.total
         if total is None:
             return
         floor = self.policy.minimum() + self.chunk
-        if floor * len(self.governed) > total:
+        if floor * len(self.managed) > total:
             return
-        wanted = self.policy.allocate(self.governed, total, floor)
+        wanted = self.policy.allocate(self.managed, total, floor)
         # First those that shrink, so that the sum never exceeds the total on the way.
-        for layer, budget in sorted(zip(self.governed, wanted, strict=True), key=lambda pair: pair[1] - (pair[0].budget or 0)):
+        for layer, budget in sorted(zip(self.managed, wanted, strict=True), key=lambda pair: pair[1] - (pair[0].budget or 0)):
             if budget != layer.budget:
                 layer.resize(budget)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every live tensor."""
+        """Return the bytes of every live tensor."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property
     def seen(self) -> int:
-        """Tokens ever inserted."""
-        return self.layers[0].seen
+        """Return the tokens ever inserted."""
+        return self.layers[0].counts.seen
 
     def remembered_times(self) -> Tensor:
-        """The video seconds of which some layer still holds a token, sorted, without repeats; on the CPU."""
-        times = [layer.time[..., : layer.length].flatten() for layer in self.layers if layer.is_initialized]
+        """Return the video seconds of which some layer still holds a token, sorted, without repeats, on the CPU."""
+        times = [layer.time.flatten() for layer in self.layers if layer.is_initialized]
         if not times:
             return torch.empty(0)
-        joined = torch.cat(times)
-        found: Tensor = torch.unique(joined[~joined.isnan()])
-        return found.cpu()
+        seconds = torch.cat(times)
+        remembered: Tensor = torch.unique(seconds[~seconds.isnan()])
+        return remembered.cpu()

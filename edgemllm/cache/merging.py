@@ -30,7 +30,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     """
     if how == "none" or kept.shape[-1] == layer.length:
         return
-    heads, size = layer.keys.shape[1], layer.keys.shape[-1]
+    heads, size = layer.kv_heads, layer.keys.shape[-1]
     unrotated = layer.unrotated_keys()
     kept = kept.expand(-1, heads, -1)
     gone = torch.ones(layer.keys.shape[0], heads, layer.length, dtype=torch.bool, device=layer.device)

@@ -1,13 +1,12 @@
-"""Rotary positions that the cache owns: the model is run at position 0, keys are turned here.
+"""Rotary positions that the cache owns: the model runs at position 0, and keys are rotated here.
 
-Rotations of single precision are kept: a key is turned when it comes in, and by the difference when renumbering moves it,
-at most N times, since positions only fall. In half precision that drifts (54 % error after 1000 moves in bf16), so there keys
-stay unrotated and are turned at attention time.
+In single precision keys are stored rotated: a key is rotated when it comes in, and by the difference when renumbering moves
+it, at most N times, since positions only fall. In half precision that drifts (54% error after 1000 moves in bf16), so there
+keys stay unrotated and are rotated at attention time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -18,45 +17,33 @@ Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (B, H_kv | 1, L, R), R <= D rotated channels."""
 
 BLOCK = 256
-"""Slots turned at once in place: what they need stays in a processor's cache."""
+"""Slots rotated at once in place: what they need stays in a processor's cache."""
 
 
 class Rope:
     """A model's own rotary embedding, asked for any positions."""
 
-    def __init__(self, rotary: nn.Module, axes: int = 1, step: int = 1, layer_type: str | None = None) -> None:
+    def __init__(self, rotary: nn.Module, axes: int = 1, stride: int = 1, layer_type: str | None = None) -> None:
         self.rotary: Any = rotary
         self.axes = axes
         self.layer_type = layer_type
         """Which of its rotations, where a model has one a type of layer (Gemma 3)."""
-        self.step = step
+        self.stride = stride
         """The largest gap between neighbouring positions in an intact prompt; wider gaps are closed to this."""
-        self._known: dict[Hashable, Rotation] = {}
 
     @property
     def fixed(self) -> bool:
-        """A position's rotation is the same for ever; not so where it depends on the longest text seen (dynamic NTK)."""
+        """Whether a position always has the same rotation, which need not be so with dynamic NTK."""
         kinds = getattr(self.rotary, "rope_type", "default")
         kind = kinds.get(self.layer_type) if isinstance(kinds, dict) else kinds
         return kind not in ("dynamic", "longrope")
 
-    def forget(self) -> None:
-        """A new forward pass begins: rotations shared by its layers are computed anew."""
-        self._known = {}
-
-    def once(self, key: Hashable, positions: Callable[[], Tensor], like: Tensor) -> Rotation:
-        """The rotation for `positions()`, computed for the first layer of a forward pass that asks with this key."""
-        key = (key, like.dtype)
-        if key not in self._known:
-            self._known[key] = self.at(positions(), like)
-        return self._known[key]
-
     def span(self, start: int, stop: int, like: Tensor) -> Rotation:
-        """The rotation for start, ..., stop - 1, shared by all heads and by the layers of a forward pass."""
-        return self.once((start, stop), lambda: torch.arange(start, stop, device=like.device).view(1, 1, 1, -1), like)
+        """Return the rotation for start, ..., stop - 1, the same for all heads."""
+        return self.at(torch.arange(start, stop, device=like.device).view(1, 1, 1, -1), like)
 
     def at(self, positions: Tensor, like: Tensor) -> Rotation:
-        """The rotation for positions (A, B, h, L), h being H_kv or 1, in the type of `like`."""
+        """Return the rotation for positions (A, B, h, L), h being H_kv or 1, in the type of `like`."""
         axes, batch, heads, length = positions.shape
         flat = positions.reshape(axes, batch, heads * length)
         kind = () if self.layer_type is None else (self.layer_type,)
@@ -69,7 +56,7 @@ class Rope:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn x (B, h, L, D); channels beyond the rotated ones pass unchanged (partial rotary)."""
+    """Rotate x (B, h, L, D); channels beyond the rotated ones pass unchanged (partial rotary)."""
     cos, sin = rotation
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
@@ -82,7 +69,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn x (B, h, L, D) in place, and return it."""
+    """Rotate x (B, h, L, D) in place, and return it."""
     cos, sin = rotation
     half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
     for start in range(0, x.shape[2], BLOCK):
@@ -96,13 +83,13 @@ def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def inverse(rotation: Rotation) -> Rotation:
-    """The rotation that undoes it."""
+    """Return the rotation that undoes it."""
     cos, sin = rotation
     return cos, -sin
 
 
 def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:
-    """Turn queries (B, H, q, D) by the rotation (B, H_kv | 1, q, R) of their KV head."""
+    """Rotate queries (B, H, q, D) by the rotation (B, H_kv | 1, q, R) of their KV head."""
     heads, shared = queries.shape[1], rotation[0].shape[1]
     if 1 < shared < heads:
         cos, sin = (part.repeat_interleave(heads // shared, dim=1) for part in rotation)
@@ -110,21 +97,21 @@ def rotate_queries(queries: Tensor, rotation: Rotation) -> Tensor:
     return rotate(queries, rotation)
 
 
-def close_gaps(positions: Tensor, step: int = 1) -> Tensor:
-    """Renumber (A, B, h, L) from 0 per head, keeping order, equality across axes and gaps up to `step`.
+def renumber(positions: Tensor, stride: int = 1) -> Tensor:
+    """Renumber (A, B, h, L) from 0 per head, keeping order, equality across axes and gaps up to `stride`.
 
     For plain RoPE this is 0..L-1. For M-RoPE a frame keeps its height x width layout while evicted spans vanish;
     an intact prompt is unchanged.
     """
     axes, batch, heads, length = positions.shape
     values, order = positions.permute(1, 2, 0, 3).reshape(batch, heads, axes * length).sort(dim=-1)
-    ranks = F.pad(values.diff(dim=-1).clamp(max=step).cumsum(dim=-1), (1, 0))
+    ranks = F.pad(values.diff(dim=-1).clamp(max=stride).cumsum(dim=-1), (1, 0))
     dense = torch.zeros_like(values).scatter(-1, order, ranks.to(values.dtype))
     return dense.view(batch, heads, axes, length).permute(2, 0, 1, 3)
 
 
-def go_on(positions: Tensor, places: Tensor, coming: Tensor, step: int = 1) -> Tensor:
-    """What `close_gaps` gives positions `coming` (A, B, h, q) that all lie behind `positions` (A, B, h, L), now at `places`."""
+def renumber_appended(positions: Tensor, numbers: Tensor, coming: Tensor, stride: int = 1) -> Tensor:
+    """Return what `renumber` gives the positions `coming` (A, B, h, q) after all `positions` (A, B, h, L), now `numbers`."""
     last = positions.amax((0, 3))[None, :, :, None].expand(*coming.shape[:3], 1)
-    top = places.amax((0, 3))[None, :, :, None]
-    return close_gaps(torch.cat((last, coming), -1), step)[..., 1:] + top
+    top = numbers.amax((0, 3))[None, :, :, None]
+    return renumber(torch.cat((last, coming), -1), stride)[..., 1:] + top

@@ -1,12 +1,45 @@
-"""What the cache costs, in bytes, before a single token is in it."""
+"""What a slot consists of, and what the cache costs in bytes before a single token is in it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgemllm.policies.base import CachePolicy
+    from edgemllm.cache.policy import CachePolicy
+
+ITEM_BYTES = {"float32": 4, "int32": 4, "uint8": 1}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is stored of every token under one name, (B, H_kv, N, *shape)."""
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    """A PyTorch type; empty: that of the model's keys and values."""
+    buffer: bool = False
+    """Belongs to the policy, and is zero for a token that has just come in."""
+
+
+def columns(head_dim: int, value_dim: int, axes: int, positions: str, buffers: Sequence[str]) -> tuple[Column, ...]:
+    """Return every column of a slot: the one table that storage, saved sessions and the plan are made from.
+
+    With several position axes renumbered positions are stored; with one they are the slots' own numbers.
+    """
+    renumbered = (Column("cache_positions", (axes,), "int32"),) if positions == "cache" and axes > 1 else ()
+    return (
+        Column("keys", (head_dim,), ""),
+        Column("values", (value_dim,), ""),
+        Column("positions", (axes,), "int32"),
+        *renumbered,
+        Column("modality", (), "uint8"),
+        Column("time"),
+        *(Column(name, buffer=True) for name in buffers),
+    )
 
 
 @dataclass(frozen=True)
@@ -26,25 +59,27 @@ class CacheSpec:
 
     @property
     def sliding(self) -> tuple[int, ...]:
-        """Windows of the layers that no policy governs: sliding ones beside full ones."""
+        """Windows of the layers that no policy manages: sliding ones beside full ones."""
         return tuple(window for window in self.windows if window is not None) if None in self.windows else ()
 
-    def token_bytes(self, policy: CachePolicy) -> int:
-        """Bytes of one cached token over all governed layers: keys, values, positions, modality, time, policy's buffers."""
-        return self.governed * self.kv_heads * (self._slot_bytes(policy.positions) + 4 * len(policy.slots))
-
-    def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
-        """Bytes that do not depend on the budget: a policy's queries and scalars, and sliding layers fed `chunk` tokens."""
-        slots = sum(window - 1 + chunk for window in self.sliding)
-        queries = self.heads * policy.query_window * self.head_dim * self.itemsize
-        return self.governed * (queries + 4 * len(policy.scalars)) + slots * self.kv_heads * self._slot_bytes("cache")
-
     @property
-    def governed(self) -> int:
+    def managed(self) -> int:
         """How many layers the policy decides for."""
         return self.layers - len(self.sliding)
 
-    def _slot_bytes(self, positions: str) -> int:
-        # With several axes the renumbered places are kept, with one they are the slots' own numbers.
-        places = self.axes if positions == "cache" and self.axes > 1 else 0
-        return 2 * self.head_dim * self.itemsize + 4 * (self.axes + places) + 1 + 4
+    def token_bytes(self, policy: CachePolicy) -> int:
+        """Return the bytes of one cached token over all managed layers."""
+        return self.managed * self.kv_heads * self._slot_bytes(policy.positions, policy.buffers)
+
+    def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
+        """Return the bytes that do not depend on the budget.
+
+        These are a policy's queries and layer statistics, and sliding layers that are fed `chunk` tokens.
+        """
+        slots = sum(window - 1 + chunk for window in self.sliding)
+        queries = self.heads * policy.query_window * self.head_dim * self.itemsize
+        return self.managed * (queries + 4 * len(policy.layer_stats)) + slots * self.kv_heads * self._slot_bytes("cache")
+
+    def _slot_bytes(self, positions: str, buffers: Sequence[str] = ()) -> int:
+        table = columns(self.head_dim, self.head_dim, self.axes, positions, buffers)
+        return sum(math.prod(column.shape) * ITEM_BYTES.get(column.dtype, self.itemsize) for column in table)

@@ -2,109 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.rope import Rotation, rotate
+from edgemllm.cache.size import Column
 
-MOVED = 1 << 19
-"""Bytes that a compaction moves at once on a CPU, or else a head."""
+MOVE_BYTES = 1 << 19
+"""How much a compaction moves at once on a CPU, unless a single head is more."""
 
 
-class Storage:
-    """`length` live slots at the front of tensors with room for N, in the order of the stream.
+class Slots:
+    """`length` live tokens, in the order of the stream, at the front of tensors with room for `capacity` = N.
 
-    keys, values  (B, H_kv, N, D)
-    positions     (A, B, H_kv, N) int32, as in the stream
-    places        (A, B, H_kv, N) int32, renumbered, or None
-    modality      (B, H_kv, N) uint8 · time (B, H_kv, N) float32, seconds of video or NaN
-    slots         what a policy notes for each, by name, (B, H_kv, N) float32; zero for new tokens
+    Every column is one tensor (B, H_kv, N, ...): keys, values, positions, modality, time (`size.columns`), and what a policy
+    notes about each token.
     """
 
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    places: Tensor | None
-    modality: Tensor
-    time: Tensor
-    slots: dict[str, Tensor]
-    length: int
+    def __init__(self, columns: Sequence[Column], like: Tensor, capacity: int) -> None:
+        """Allocate for tokens like the keys `like` (B, H_kv, q, D); memory is touched when it is written to."""
+        self.length, self.device = 0, like.device
+        self.tensors = {
+            column.name: torch.zeros(
+                *like.shape[:2], capacity, *column.shape,
+                dtype=getattr(torch, column.dtype) if column.dtype else like.dtype, device=like.device,
+            )
+            for column in columns
+        }  # fmt: skip
+        self.buffers = [column.name for column in columns if column.buffer]
 
-    def allocate(self, keys: Tensor, values: Tensor, room: int, axes: int, numbered: bool, notes: Sequence[str]) -> None:
-        """Make room for tokens like `keys` and `values` (B, H_kv, q, D); `numbered`: with places."""
-        batch, heads, _, size = keys.shape
-        self.keys = keys.new_zeros(batch, heads, room, size)
-        self.values = values.new_zeros(batch, heads, room, values.shape[-1])
-        self.positions = torch.zeros(axes, batch, heads, room, dtype=torch.int32, device=keys.device)
-        self.places = torch.zeros_like(self.positions) if numbered else None
-        self.modality = torch.zeros(batch, heads, room, dtype=torch.uint8, device=keys.device)
-        self.time = torch.full((batch, heads, room), torch.nan, device=keys.device)
-        self.slots = {name: torch.zeros(batch, heads, room, device=keys.device) for name in notes}
+    @property
+    def capacity(self) -> int:
+        """Return N, the number of tokens there is room for."""
+        return self.tensors["keys"].shape[2]
 
-    def write(self, new: slice, values: Tensor, chunk: Chunk) -> None:
-        """Put tokens into the slots `new`: everything but their keys, which turn by where the others are."""
-        self.values[:, :, new] = values
-        self.positions[..., new] = chunk.positions[:, :, None]
-        self.modality[..., new] = chunk.modality[:, None]
-        self.time[..., new] = chunk.time[:, None]
+    def live(self, name: str) -> Tensor:
+        """Return the live part of a column, (B, H_kv, L, ...), a view."""
+        return self.tensors[name].narrow(2, 0, self.length)
 
-    def slot(self, name: str) -> Tensor:
-        """The live part of a policy's notes, (B, H_kv, L), a view; new tokens start at zero."""
-        return self.slots[name].narrow(-1, 0, self.length)
+    def newest(self, name: str, count: int) -> Tensor:
+        """Return the last `count` live rows of a column, (B, H_kv, count, ...), a view."""
+        return self.tensors[name].narrow(2, self.length - count, count)
 
-    def pick(self, index: Tensor, turn: Rotation | None = None) -> None:
-        """Only the slots at `index` (B, H_kv | 1, n), ascending, stay; their keys are turned."""
-        index = index.expand(-1, self.keys.shape[1], -1)
+    def append(self, count: int, tokens: Mapping[str, Tensor]) -> None:
+        """Append tokens (B, H_kv | 1, count, ...); columns that are not named are for the caller to fill."""
+        self.length += count
+        for name, rows in tokens.items():
+            self.newest(name, count).copy_(rows)
+
+    def keep(self, index: Tensor, rotation: Rotation | None = None) -> None:
+        """Keep the slots at `index` (B, H_kv | 1, n), ascending, and rotate their keys."""
         size = index.shape[-1]
-        move(self.keys, index, turn)
-        move(self.values, index)
-        for notes in self.notes():
-            notes[..., :size] = notes.gather(-1, index.expand(*notes.shape[:-1], -1))
-        for notes in self.slots.values():
-            notes[..., size : self.length] = 0
+        for name, tensor in self.tensors.items():
+            wide = index.expand(-1, tensor.shape[1], -1)
+            if name in ("keys", "values"):
+                move(tensor, wide, rotation if name == "keys" else None)
+            else:
+                tensor[:, :, :size] = gather(tensor, wide)
+        self._clear(size, self.length)
         self.length = size
 
-    def reallocate(self, room: int) -> None:
-        """Move the live slots to storage of `room` slots."""
+    def resize(self, capacity: int) -> None:
+        """Move the live slots to storage of another capacity."""
+        for name, old in self.tensors.items():
+            new = old.new_empty(*old.shape[:2], capacity, *old.shape[3:])  # beyond the live slots it is not even touched
+            new[:, :, : self.length] = old[:, :, : self.length]
+            self.tensors[name] = new
+        self._clear(self.length, capacity)
 
-        def moved(buffer: Tensor, dim: int) -> Tensor:
-            new = buffer.new_empty([*buffer.shape[:dim], room, *buffer.shape[dim + 1 :]])
-            new.narrow(dim, 0, self.length).copy_(buffer.narrow(dim, 0, self.length))
-            return new  # beyond the live slots memory is not even touched
+    def clear(self) -> None:
+        """Forget every token and keep the memory."""
+        self._clear(0, self.length)
+        self.length = 0
 
-        self.keys, self.values, self.positions = moved(self.keys, 2), moved(self.values, 2), moved(self.positions, 3)
-        self.places = None if self.places is None else moved(self.places, 3)
-        self.modality, self.time = moved(self.modality, 2), moved(self.time, 2)
-        self.slots = {name: moved(buffer, 2) for name, buffer in self.slots.items()}
-        for notes in self.slots.values():
-            notes[..., self.length :] = 0
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put in the live columns of other slots, as `live` gives them."""
+        self.length = tensors["keys"].shape[2]
+        for name in self.tensors:
+            self.live(name).copy_(tensors[name])
 
-    def notes(self) -> list[Tensor]:
-        """What a slot has besides its key and value, each (..., B, H_kv, N)."""
-        places = () if self.places is None else (self.places,)
-        return [self.positions, *places, self.modality, self.time, *self.slots.values()]
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all columns."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def _clear(self, start: int, stop: int) -> None:
+        for name in self.buffers:
+            self.tensors[name][:, :, start:stop] = 0
 
 
 def gather(buffer: Tensor, index: Tensor) -> Tensor:
-    """Rows of (B, H, L, C) at `index` (B, H, n), a copy: (B, H, n, C)."""
-    return buffer.gather(2, index[..., None].expand(-1, -1, -1, buffer.shape[-1]))
+    """Return a copy of the rows of (B, H, L, ...) at `index` (B, H, n): (B, H, n, ...)."""
+    wide = index.view(*index.shape, *(1 for _ in buffer.shape[3:])).expand(*index.shape, *buffer.shape[3:])
+    return buffer.gather(2, wide)
 
 
-def move(buffer: Tensor, index: Tensor, turn: Rotation | None = None) -> None:
-    """Copy the slots at `index` (B, H_kv, n), ascending, to the front of `buffer` (B, H_kv, N, D), turned by `turn`."""
+def move(buffer: Tensor, index: Tensor, rotation: Rotation | None = None) -> None:
+    """Copy the slots at `index` (B, H_kv, n), ascending, to the front of `buffer` (B, H_kv, N, D), and rotate them."""
     size = index.shape[-1]
     if buffer.device.type != "cpu":  # as few kernels as possible
         kept = gather(buffer, index)
-        buffer[:, :, :size] = kept if turn is None else rotate(kept, turn)
+        buffer[:, :, :size] = kept if rotation is None else rotate(kept, rotation)
         return
     # Some heads at a time: what a step needs stays in the processor's cache, and rows are copied whole.
     every = buffer.view(-1, *buffer.shape[2:])
     rows = index.flatten(0, 1) + torch.arange(len(every))[:, None] * buffer.shape[2]
-    turns = None if turn is None else [part.expand(-1, buffer.shape[1], -1, -1).flatten(0, 1) for part in turn]
-    step = max(MOVED // max(size * buffer.shape[-1] * buffer.element_size(), 1), 1)
+    turns = None if rotation is None else [part.expand(-1, buffer.shape[1], -1, -1).flatten(0, 1) for part in rotation]
+    step = max(MOVE_BYTES // max(size * buffer.shape[-1] * buffer.element_size(), 1), 1)
     for start in range(0, len(every), step):
         heads = slice(start, start + step)
         kept = every.flatten(0, 1).index_select(0, rows[heads].flatten()).view(-1, size, buffer.shape[-1])

@@ -110,7 +110,7 @@ def inspect(
     watcher = Watcher()
     session = Session(probe.family, watcher, None, whole.chunk)
     feed(session)
-    layers = session.cache.governed
+    layers = session.cache.managed
     chosen = layer or sorted({0, len(layers) // 2, len(layers) - 1})
     if any(number not in range(len(layers)) for number in chosen):
         raise UsageError(f"--layer {chosen}: the model has layers 0 to {len(layers) - 1}")

@@ -151,7 +151,7 @@ def stream(
         run = Stream(rounds, watched, feed, interrupts.save_wanted, _lines(source, display), similarity, save, max_frames)
         run.limit = limit(launch)
         if state:
-            run.go_on(state)
+            run.resume(state)
             display.say(f"going on from {resume} at {clock(session.meter.video_s)}")
         interrupts.session = session
         out.start(**launch.describe(), source=watched.name)

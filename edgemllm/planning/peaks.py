@@ -20,7 +20,7 @@ class Scratch:
     window: int = 0
     """Kept queries whose attention is computed when room is made."""
 
-    key_copies: int = 2
+    compaction_copies: int = 2
     """float32 copies of a layer's keys while that layer is compacted."""
 
 
@@ -60,7 +60,7 @@ def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratc
     per_new = (4 * spec.hidden + 2 * heads * spec.head_dim + 3 * spec.intermediate) * item
     attention = chunk * item + (spec.kv_heads + 2 * spec.heads) * spec.head_dim * item
     attention += spec.heads * min(scratch.watched, chunk) * WEIGHT_BYTES
-    compaction = 4 * scratch.key_copies * spec.kv_heads * spec.head_dim + spec.heads * scratch.window * WEIGHT_BYTES
+    compaction = 4 * scratch.compaction_copies * spec.kv_heads * spec.head_dim + spec.heads * scratch.window * WEIGHT_BYTES
     per_token = max(attention, compaction)
     once = spec.vocab * (4 + item)
     if quant == "nf4":

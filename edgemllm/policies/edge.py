@@ -33,7 +33,7 @@ PAIRS = 1 << 16
 class Edge(CachePolicy):
     """Remembered maximum of attention x novelty of the key."""
 
-    slots: ClassVar[tuple[str, ...]] = ("memory", "twin")
+    buffers: ClassVar[tuple[str, ...]] = ("memory", "twin")
     per_query_head: ClassVar[bool] = True
 
     shared_heads: bool = True
@@ -57,33 +57,31 @@ class Edge(CachePolicy):
     decay: Share = 1.0
     """Of the memory at every compaction; 1 never forgets a look."""
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def minimum(self) -> int:
         return self.sinks + self.newest + 1
 
-    def spare(self, budget: int) -> int:
+    def evict_at_least(self, budget: int) -> int:
         # Twice the usual: comparing keys makes a compaction twice as dear.
-        return self.slack or 2 * super().spare(budget)
+        return self.slack or 2 * super().evict_at_least(budget)
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        memory = layer.slot("memory")
+        memory = layer.buffer("memory")
         looks = attention.reshape(*memory.shape[:2], -1, layer.length)
         memory.clamp_min_(looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
         self._update_twins(layer)
-        memory = layer.slot("memory").mul_(self.decay)
-        return memory * (1 - layer.slot("twin").clamp(0, 1)) ** self.novelty
+        memory = layer.buffer("memory").mul_(self.decay)
+        return memory * (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
         largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
         best = super().choose(layer, size - largest)
         if not largest:
             return best
-        norm = layer.values[:, :, : layer.length].float().norm(dim=-1)
+        norm = layer.values.float().norm(dim=-1)
         norm = norm.mean(1, keepdim=True) if self.shared_heads else norm
         norm.scatter_(-1, best, torch.inf)
         order: Tensor = norm.sort(dim=-1, descending=True, stable=True).indices
@@ -93,7 +91,7 @@ class Edge(CachePolicy):
         """The largest cosine with a later key: only keys that came since the last time are new."""
         if not self.novelty:
             return
-        twin, first = layer.slot("twin"), layer.length - min(layer.since, layer.length)
+        twin, first = layer.buffer("twin"), layer.length - min(layer.counts.new_since_eviction, layer.length)
         coming = F.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
         size = max(PAIRS // coming.shape[2], 1)
         for start in range(0, layer.length, size):

@@ -24,23 +24,21 @@ from edgemllm.policies.base import ALL, CachePolicy, Share
 class H2O(CachePolicy):
     """Heavy hitters + recent."""
 
-    slots: ClassVar[tuple[str, ...]] = ("mass",)
+    buffers: ClassVar[tuple[str, ...]] = ("mass",)
 
     recent: Share = 0.5
     """Share of the budget for the newest tokens (published: as many as heavy hitters)."""
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def minimum(self) -> int:
         return 2
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        layer.slot("mass").add_(attention.sum(2))
+        layer.buffer("mass").add_(attention.sum(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return layer.slot("mass")
+        return layer.buffer("mass")
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return 0, round(self.recent * size)

@@ -73,8 +73,8 @@ class InfMLLM(CachePolicy):
 
     def after_prefill(self, cache: KVCache) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.
-        for layer in cache.governed:
-            if layer.budget is not None and layer.length > (size := layer.budget - self.spare(layer.budget)):
+        for layer in cache.managed:
+            if layer.budget is not None and layer.length > (size := layer.budget - self.evict_at_least(layer.budget)):
                 self.compress(layer, max(size, self.minimum()))
 
     def _recent(self, layer: CacheLayer) -> int:
@@ -83,5 +83,5 @@ class InfMLLM(CachePolicy):
 
     def _rows(self, layer: CacheLayer) -> int:
         """Queries of the window now. Those of an answer join its prompt's; before a prompt's first token there is no window."""
-        since = layer.seen - layer.prompt if self.window == "prompt" else 0
+        since = layer.counts.seen - layer.counts.prompt if self.window == "prompt" else 0
         return min(since or self.query_window, self.query_window)

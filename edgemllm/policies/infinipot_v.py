@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import ABOVE, CachePolicy, Count, Share
+from edgemllm.policies.base import PROTECTED_SCORE, CachePolicy, Count, Share
 
 
 @dataclass(frozen=True)
 class InfiniPotV(CachePolicy):
     """Key novelty against the newest frames, then value norm."""
 
-    key_copies: ClassVar[int] = 4
+    compaction_copies: ClassVar[int] = 4
 
     tar: Share = 0.5
     """Share of the kept slots chosen by temporal redundancy, the rest by value norm (the paper's middle setting)."""
@@ -39,11 +39,10 @@ class InfiniPotV(CachePolicy):
         return self.recent + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        live = slice(layer.length)
         keys = F.normalize(layer.unrotated_keys().float(), dim=-1)
-        place = places(layer.time[..., live])
+        place = places(layer.time)
         newest = min(self.recent, layer.length)
-        likeness = torch.zeros_like(layer.time[..., live])
+        likeness = torch.zeros_like(layer.time)
         for number in place[..., -newest:].unique().tolist():
             here = (place[..., -newest:] == number)[..., None]
             mean = (keys[:, :, -newest:] * here).sum(2, keepdim=True) / here.sum(2, keepdim=True).clamp_min(1)
@@ -53,8 +52,8 @@ class InfiniPotV(CachePolicy):
         redundancy[..., layer.length - newest :] = -torch.inf  # protected anyway: they take no share
         first = redundancy.sort(dim=-1, descending=True, stable=True)
         novel, values = first.indices[..., :size], first.values[..., :size]
-        norm = layer.values[:, :, live].float().norm(dim=-1)
-        score: Tensor = norm.scatter(-1, novel, ABOVE / 4 * (2 + values.clamp_min(-1)))
+        norm = layer.values.float().norm(dim=-1)
+        score: Tensor = norm.scatter(-1, novel, PROTECTED_SCORE / 4 * (2 + values.clamp_min(-1)))
         return score
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:

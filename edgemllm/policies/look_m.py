@@ -26,8 +26,8 @@ from edgemllm.policies.base import ALL, OneShot, Share
 class LookM(OneShot):
     """Accumulated attention, text prior, merging."""
 
-    slots: ClassVar[tuple[str, ...]] = ("mass",)
-    key_copies: ClassVar[int] = 8
+    buffers: ClassVar[tuple[str, ...]] = ("mass",)
+    compaction_copies: ClassVar[int] = 8
 
     recent: Share = 0.5
     """Share of the kept tokens that are the newest (published: as many as important ones)."""
@@ -41,18 +41,16 @@ class LookM(OneShot):
     keep_text: bool = True
     """All text before any image token (released code); false: text competes with its prior."""
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def minimum(self) -> int:
         return 2
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        layer.slot("mass").add_(attention.sum(2))
+        layer.buffer("mass").add_(attention.sum(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return text_prior(layer, layer.slot("mass"), always=self.keep_text)
+        return text_prior(layer, layer.buffer("mass"), always=self.keep_text)
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return 0, round(self.recent * size)
@@ -65,5 +63,5 @@ class LookM(OneShot):
 
 def text_prior(layer: CacheLayer, mass: Tensor, always: bool = False) -> Tensor:
     """Attention sums (B, H_kv, L) with text raised by the largest one of its head; `always`: above everything else."""
-    text = layer.modality[..., : layer.length] == Modality.TEXT
+    text = layer.modality == Modality.TEXT
     return mass + text * (mass.amax(-1, keepdim=True) * (2 if always else 1) + (1.0 if always else 0.0))

@@ -36,10 +36,10 @@ from edgemllm.policies.look_m import text_prior
 class Meda(OneShot):
     """Entropy layer budgets, text prior, average merging."""
 
-    slots: ClassVar[tuple[str, ...]] = ("mass",)
-    scalars: ClassVar[tuple[str, ...]] = ("text", "text_rows", "vision", "vision_rows", "self", "self_rows")
+    buffers: ClassVar[tuple[str, ...]] = ("mass",)
+    layer_stats: ClassVar[tuple[str, ...]] = ("text", "text_rows", "vision", "vision_rows", "self", "self_rows")
     per_query_head: ClassVar[bool] = True
-    key_copies: ClassVar[int] = 8
+    compaction_copies: ClassVar[int] = 8
 
     entropy: Literal["cross", "self"] = "cross"
     """cross: Eq. 4-6. self: of the whole causal attention, mean of the heads (the released code)."""
@@ -59,22 +59,20 @@ class Meda(OneShot):
     as_released: bool = False
     """The released code's departures from the paper, all at once."""
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def minimum(self) -> int:
         return 2
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
-        layer.slot("mass").add_(group_mean(attention, layer.keys.shape[1]).sum(2))
-        if layer.evicted == 0:  # heads that have chosen differently have no common columns any more
+        layer.buffer("mass").add_(group_mean(attention, layer.kv_heads).sum(2))
+        if layer.counts.evicted == 0:  # heads that have chosen differently have no common columns any more
             self.observe_entropy(layer, attention)
 
     def observe_entropy(self, layer: CacheLayer, attention: Tensor) -> None:
         """Sum the entropies of rows of (B, H, q, L) into the layer's `stats`."""
-        modality = layer.modality[0, 0, : layer.length]
-        own = modality[layer.rows]
+        modality = layer.modality[0, 0]
+        own = modality[layer.observed]
         text, vision = modality == Modality.TEXT, modality == Modality.VISION
         layer.stats["self"] += entropy(attention).mean(1).sum()
         layer.stats["self_rows"] += len(own)
@@ -89,7 +87,7 @@ class Meda(OneShot):
             layer.stats[f"{name}_rows"] += seen.sum()
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return text_prior(layer, layer.slot("mass"), always=self.as_released)
+        return text_prior(layer, layer.buffer("mass"), always=self.as_released)
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return 0, round((0.5 if self.as_released else self.recent) * size)

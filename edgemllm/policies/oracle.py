@@ -20,7 +20,7 @@ from edgemllm.policies.base import CachePolicy
 class Oracle(CachePolicy):
     """Keeps marked tokens, then the newest."""
 
-    slots: ClassVar[tuple[str, ...]] = ("fact",)
+    buffers: ClassVar[tuple[str, ...]] = ("fact",)
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return torch.arange(layer.length, device=layer.device) + layer.length * layer.slot("fact")
+        return torch.arange(layer.length, device=layer.device) + layer.length * layer.buffer("fact")

@@ -32,7 +32,7 @@ class Random(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         # Two rounds of a multiplicative congruential generator: neighbours and seeds are far apart.
-        place = layer.positions[0, ..., : layer.length].long() + 7919 * (self.seed + 1)
+        place = layer.positions[0].long() + 7919 * (self.seed + 1)
         return place * 48271 % PRIME * 16807 % PRIME
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:

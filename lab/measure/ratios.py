@@ -102,16 +102,16 @@ def layer_cost(family: ModelFamily, name: str, size: int, times: int) -> dict[st
     query = torch.randn(1, spec.heads, 1, spec.head_dim)
     tokens, compactions = [], []
     for number in range(times):
-        side.cache.stage(family.text([7], position + number))
+        side.cache.begin(family.text([7], position + number))
         began = time.perf_counter()
         layer.make_room(1)
         middle = time.perf_counter()
         key, value = layer.update(one, one)
         ours.attention(module, query, key, value, None, kv_cache=side.cache)
         tokens.append((time.perf_counter() - middle) * 1e6)
-        if layer.since == 1:
+        if layer.counts.new_since_eviction == 1:
             compactions.append((middle - began) * 1e6)
-    each = {"us_per_token": statistics.median(tokens), "tokens_between": layer.policy.spare(size)}
+    each = {"us_per_token": statistics.median(tokens), "tokens_between": layer.policy.evict_at_least(size)}
     return {"side": name, "slots": size, **each, "us_per_compaction": statistics.median(compactions or [0.0])}
 
 

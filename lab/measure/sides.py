@@ -41,7 +41,7 @@ class Side:
             self.session = Session(family, chosen, budget if chosen.bounded else None, chunk)
             self.cache = self.session.cache
             for layer in self.cache.layers:
-                layer.keeps_turned = not side.endswith(TURNING)
+                layer.store_rotated = not side.endswith(TURNING)
             self.session.decoder.capturing &= not side.endswith(EAGER)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Side:
                 for number in range(spec.layers):
                     self.cache.update(part[0], part[1], number)
                 continue
-            self.cache.stage(self.family.text([0] * size, self.session.position))
+            self.cache.begin(self.family.text([0] * size, self.session.position))
             self.session.position += size
             for layer in self.cache.layers:
                 layer.update(part[0], part[1])
@@ -68,7 +68,7 @@ class Side:
                     layer.remember_queries(part[2], spec.head_dim**-0.5)
                 if layer.policy.observe_window:
                     heads = spec.heads if layer.policy.per_query_head else spec.kv_heads
-                    layer.rows = slice(layer.length - 1, layer.length)
+                    self.cache.now.observed = slice(layer.length - 1, layer.length)
                     layer.policy.observe(layer, torch.rand(1, heads, 1, layer.length, device=keys.device).softmax(-1))
 
     def feed(self, ids: Sequence[int]) -> Tensor:

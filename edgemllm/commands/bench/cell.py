@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.attention import cache_keyword
-from edgemllm.cache.decode import MOST
+from edgemllm.cache.decode import MAX_GRAPHS
 from edgemllm.commands.bench.grid import STOCK, Cell
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
@@ -113,7 +113,7 @@ class Ours:
     def kv_bytes(self) -> int:
         """Keys and values that a decoded token reads."""
         layers = self.session.cache.layers
-        each = [layer.keys[:, :, : layer.length].nbytes + layer.values[:, :, : layer.length].nbytes for layer in layers]
+        each = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
         return sum(each)
 
 
@@ -171,7 +171,7 @@ class Stock:
 
 def warm_up(session: Session, token: int) -> int:
     """Decode until graphs are replayed, where they can be: they are captured once a conversation. The next token."""
-    for _ in itertools.takewhile(lambda _: not session.decoder.warm, range(2 * MOST)):
+    for _ in itertools.takewhile(lambda _: not session.decoder.warm, range(2 * MAX_GRAPHS)):
         token = int(session.step(token).argmax(-1))
     return token
 

@@ -24,14 +24,12 @@ class Watcher(CachePolicy):
     """Keeps every token and remembers every row of attention, mean over the heads, beside MEDA's sums of entropy."""
 
     bounded: ClassVar[bool] = False
-    scalars: ClassVar[tuple[str, ...]] = Meda.scalars
+    layer_stats: ClassVar[tuple[str, ...]] = Meda.layer_stats
     per_query_head: ClassVar[bool] = True
 
     rows: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    @property
-    def observe_window(self) -> int:
-        return ALL
+    observe_window: ClassVar[int] = ALL
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:
         Meda().observe_entropy(layer, attention)
@@ -62,7 +60,7 @@ class LayerEntropy:
 def entropies(session: Session) -> list[LayerEntropy]:
     """Of every layer of a session that ran under `Watcher`."""
     found = []
-    for layer in session.cache.governed:
+    for layer in session.cache.managed:
         own = Meda(entropy="self").entropy_of(layer)
         both = float(layer.stats["text_rows"]) and float(layer.stats["vision_rows"])
         cross = Meda().entropy_of(layer) if both else None
@@ -89,10 +87,10 @@ def share(session: Session, length: int) -> Tensor:
     """(columns,) of 0 to 1: how much of each part of a stream of `length` tokens the layers and heads hold."""
     columns = min(COLUMNS, length)
     total = torch.zeros(columns)
-    layers = [layer for layer in session.cache.governed if layer.is_initialized]
+    layers = [layer for layer in session.cache.managed if layer.is_initialized]
     for layer in layers:
-        places = layer.positions[0, 0, :, : layer.length].flatten().float()
+        places = layer.positions[0, 0].flatten().float()
         column = (places * columns / length).long().clamp(0, columns - 1).cpu()
         total.scatter_add_(0, column, torch.ones(len(column)))
-    heads = sum(layer.keys.shape[1] for layer in layers)
+    heads = sum(layer.kv_heads for layer in layers)
     return total / max(heads, 1) / (length / columns)

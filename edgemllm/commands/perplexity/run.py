@@ -107,7 +107,7 @@ class Run:
             size = before.bytes + sum(sizes[:count])
             kv, rss = self.session.cache.nbytes, memory.rss_bytes()
             self.curve.add(Point(mark, float(total[count - 1]), size, seconds, kv, rss))
-        if sums.full_at is None and self.session.cache.governed[0].evicted:
+        if sums.full_at is None and self.session.cache.managed[0].counts.evicted:
             sums.full_at = before.tokens
         return True
 
@@ -192,7 +192,7 @@ class Run:
         """The highest position that rotated a key."""
         session = self.session
         renumbered = session.policy.positions == "cache"
-        longest = max(layer.length for layer in session.cache.governed)
+        longest = max(layer.length for layer in session.cache.managed)
         if session.policy.bounded and renumbered and self.sums.full_at is not None and session.budget is not None:
             longest = session.budget
         return max(0, (longest if renumbered else self.sums.fed) - 1)
@@ -200,8 +200,8 @@ class Run:
     @property
     def sinks_kept(self) -> bool:
         """Whether every layer that the policy governs still holds the first token of the stream."""
-        layers = [layer for layer in self.session.cache.governed if layer.length]
-        return all(bool((layer.positions[..., : layer.length] == 0).any()) for layer in layers)
+        layers = [layer for layer in self.session.cache.managed if layer.length]
+        return all(bool((layer.positions == 0).any()) for layer in layers)
 
     def as_json(self, device: str) -> dict[str, Any]:
         """One of the `runs` of the JSON output."""

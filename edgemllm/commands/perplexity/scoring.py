@@ -68,9 +68,9 @@ class Agreement:
 @torch.inference_mode()
 def compare(full: Session, session: Session, ids: Sequence[int], whole: Agreement, evicted: Agreement) -> None:
     """Feed the same tokens to both and add up: `whole` every token, `evicted` those predicted after an eviction."""
-    gone = session.cache.governed[0].evicted > 0
+    gone = session.cache.managed[0].counts.evicted > 0
     for (reference, targets), (states, _) in zip(predictions(full, ids), predictions(session, ids), strict=True):
-        now = session.cache.governed[0].evicted > 0
+        now = session.cache.managed[0].counts.evicted > 0
         after = torch.full((len(targets),), now)
         after[:1] = gone  # the first state comes from the pass before this one
         for rows in _slices(session, len(targets)):

@@ -109,18 +109,15 @@ class Marks:
 
     def mark(self, session: Session) -> None:
         """Fill the slots `fact` of a policy that has them."""
-        for layer in session.cache.governed:
-            if "fact" in layer.slots:
+        for layer in session.cache.managed:
+            if "fact" in layer.policy.buffers:
                 live = slice(layer.length)
-                layer.slot("fact").copy_(self.of(layer.positions[0, ..., live], layer.time[..., live]))
+                layer.buffer("fact").copy_(self.of(layer.positions[0, ..., live], layer.time[..., live]))
 
     def held(self, session: Session, told: int) -> float:
         """Share of the `told` fact tokens that are in the cache."""
-        layers = session.cache.governed
-        count = sum(
-            float(self.of(layer.positions[0, ..., : layer.length], layer.time[..., : layer.length]).sum()) / layer.keys.shape[1]
-            for layer in layers
-        )
+        layers = session.cache.managed
+        count = sum(float(self.of(layer.positions[0], layer.time).sum()) / layer.kv_heads for layer in layers)
         return count / (told * len(layers)) if told else 0.0
 
 
@@ -166,7 +163,7 @@ class _Walk:
 
     def _step(self, session: Session) -> None:
         self.marks.mark(session)
-        self.answers.peak = max(self.answers.peak, *(layer.length for layer in session.cache.governed))
+        self.answers.peak = max(self.answers.peak, *(layer.length for layer in session.cache.managed))
 
     def on(self, end: int) -> None:
         """Show the stream up to item `end`."""

@@ -34,7 +34,7 @@ class Rounds:
         """What decides which questions come next; JSON."""
         return {"asked": max(self.schedule.asked, -1.0), "answers": self.answers, "waiting": self.waiting}
 
-    def go_on(self, state: dict[str, Any]) -> None:
+    def resume(self, state: dict[str, Any]) -> None:
         """Take over what `state` of an earlier run gave; a standing question keeps its ticks."""
         if state["asked"] >= 0:
             self.schedule.asked = state["asked"]

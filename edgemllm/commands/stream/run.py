@@ -60,10 +60,10 @@ class Stream:
         self._missed, self._dropped = 0, self.session.meter.dropped
         self._next_stats = self.session.meter.video_s + STATS_S
 
-    def go_on(self, run: Mapping[str, Any]) -> None:
+    def resume(self, run: Mapping[str, Any]) -> None:
         """Take over what `state` of an earlier run gave."""
         self.place, self._missed = dict(run["place"]), run["missed"]
-        self.rounds.go_on(run["rounds"])
+        self.rounds.resume(run["rounds"])
         if self.similarity is not None and run["similar"] is not None:
             self.similarity.latest = np.array(run["similar"], np.uint8)
 

@@ -1,0 +1,31 @@
+"""What is valid for one forward pass only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.rope import Rotation
+
+
+@dataclass
+class Pass:
+    """A chunk on its way through the layers, and what these share meanwhile."""
+
+    chunk: Chunk
+    ring: Tensor
+    """(min(q, w),) the rows of a layer's latest queries that the chunk's last ones are written to."""
+    rotation: Rotation = field(init=False)
+    """Of the chunk's tokens in the layer that is running."""
+    observed: slice = field(default_factory=lambda: slice(0))
+    """The slots whose queries the policy is being shown."""
+    rotations: dict[Hashable, Rotation] = field(default_factory=dict)
+
+    def shared(self, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
+        """Return the rotation of `key`, computed for the first layer that asks."""
+        if key not in self.rotations:
+            self.rotations[key] = compute()
+        return self.rotations[key]

@@ -1,0 +1,99 @@
+"""The positions to which a layer's keys are rotated.
+
+`original`: as in the stream. `cache`: survivors are renumbered without gaps. With one position axis that is a slot's own
+number; with several (M-RoPE) it is stored beside the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.forward_pass import Pass
+from edgemllm.cache.rope import Rope, Rotation, inverse, renumber, renumber_appended, rotate_
+from edgemllm.cache.slots import Slots
+
+
+class Numbering:
+    """Numbers the slots of one layer, and rotates stored keys when their numbers change (`rotated`)."""
+
+    def __init__(self, slots: Slots, rope: Rope, mode: str, rotated: bool) -> None:
+        self.slots, self.rope, self.mode, self.rotated = slots, rope, mode, rotated
+        self.stored = "cache_positions" in slots.tensors
+
+    def positions(self) -> Tensor:
+        """Return the position of every slot, (A, B, H_kv | 1, L)."""
+        if self.mode == "original":
+            return self._live("positions")
+        if self.stored:
+            return self._live("cache_positions")
+        return torch.arange(self.slots.length, device=self.slots.device).view(1, 1, 1, -1)
+
+    def rotation(self, now: Pass | None, slots: slice = slice(None)) -> Rotation:
+        """Return the rotation of every slot, or of some."""
+        if self.mode == "cache" and not self.stored:
+            cos, sin = self._span(now, 0, self.slots.length)
+            return cos[:, :, slots], sin[:, :, slots]
+        return self.rope.at(self.positions()[..., slots], self.slots.live("keys"))
+
+    def append(self, now: Pass, count: int, intact: bool) -> Rotation:
+        """Number the last `count` slots and return their rotation, shared by layers that are `intact`: with nothing evicted."""
+        keys, first = self.slots.live("keys"), self.slots.length - count
+        if self.mode == "original":
+            positions = now.chunk.positions[:, :, None]
+            return self._shared(now, "original", lambda: self.rope.at(positions, keys))
+        if not self.stored:
+            return self._span(now, first, self.slots.length)
+        self._number(now, first)
+        numbers = self._live("cache_positions")[..., first:]
+        if not intact:
+            return self.rope.at(numbers, keys)
+        return self._shared(now, "intact", lambda: self.rope.at(numbers[:, :, :1], keys))
+
+    def shift(self, now: Pass | None, index: Tensor) -> Rotation | None:
+        """Return what rotates the stored keys at `index` (B, H_kv | 1, n), ascending, to their new places once others go."""
+        if not self.rotated or self.mode == "original" or self.stored:
+            return None
+        # A slot moves forward by as many as went before it; one that stays is rotated by exactly nothing.
+        by = index - torch.arange(index.shape[-1], device=index.device)
+        cos, sin = inverse(self._span(now, 0, self.slots.length - index.shape[-1] + 1))
+        return cos[0, 0, by], sin[0, 0, by]
+
+    def close_gaps(self) -> None:
+        """Renumber what is left once slots are gone."""
+        if self.stored:
+            self._renumber(renumber(self._live("positions"), self.rope.stride))
+
+    def _number(self, now: Pass, first: int) -> None:
+        """Number the slots from `first` on, and those before them anew where the new ones fall among them."""
+        positions, numbers, stride = self._live("positions"), self._live("cache_positions"), self.rope.stride
+        if now.chunk.appends and first:
+            known = positions[..., :first], numbers[..., :first]
+            numbers[..., first:] = renumber_appended(*known, positions[..., first:], stride)
+            return
+        renumbered = renumber(positions, stride)
+        self._renumber(renumbered[..., :first])
+        numbers[..., first:] = renumbered[..., first:]
+
+    def _renumber(self, numbers: Tensor) -> None:
+        """Give the first slots the numbers (A, B, H_kv, n)."""
+        count = numbers.shape[-1]
+        if count:
+            old = self._live("cache_positions")[..., :count]
+            if self.rotated:
+                keys = self.slots.live("keys")[:, :, :count]
+                rotate_(keys, self.rope.at(numbers - old, keys))
+            old.copy_(numbers)
+
+    def _live(self, name: str) -> Tensor:
+        """Return a column of positions as (A, B, H_kv, L)."""
+        return self.slots.live(name).permute(3, 0, 1, 2)
+
+    def _span(self, now: Pass | None, start: int, stop: int) -> Rotation:
+        return self._shared(now, (start, stop), lambda: self.rope.span(start, stop, self.slots.live("keys")))
+
+    def _shared(self, now: Pass | None, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
+        """Return a rotation that the first layer of a pass computes for those after it."""
+        return compute() if now is None else now.shared((self.rope, key), compute)
