@@ -114,7 +114,7 @@ def prepare(
     """
     from edgemllm import policies
     from edgemllm.models import loading, shipped
-    from edgemllm.models.families.base import cache_spec
+    from edgemllm.models.spec import cache_spec
     from edgemllm.session import FRAMES_AT_ONCE
 
     for name, value, known in (
@@ -131,18 +131,13 @@ def prepare(
     name = shipped.architecture(request.model) if plan_only else request.model
     checkpoint = checkpoint or loading.locate(name, request.offline, request.trust_remote_code, _say)
     family = checkpoint.family
-    family.check_detail(checkpoint.config, request.detail)
+    sizes = family.sizes(checkpoint.config, request.detail)
 
     # A plan for another machine takes that machine's word; a run takes what is here.
     elsewhere = plan_only and request.profile != "auto"
     device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     dtype = _dtype(request.dtype, profile, device)
-    spec = checkpoint.spec
-    patches = family.most_patches(checkpoint.config, request.detail)
-    # Frames that share their tokens are encoded together: the patches of the largest picture are those of them all.
-    shared = int(getattr(getattr(checkpoint.config, "vision_config", None), "temporal_patch_size", None) or 1)
-    if spec.vision is not None and patches is not None:
-        spec = replace(spec, vision=replace(spec.vision, patches=patches))
+    spec = checkpoint.spec.with_patches(sizes.patches)
     quant = request.quant
     if checkpoint.prequantised_with:
         if quant not in ("auto", "none"):
@@ -166,7 +161,7 @@ def prepare(
         bounded=policy.bounded,
         renumbers=policy.positions == "cache",
         scratch=policy.scratch,
-        frames=max(1, FRAMES_AT_ONCE // shared),
+        frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
         bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
     )  # fmt: skip
     slots: int | None = planned.kv_budget_tokens
@@ -180,7 +175,7 @@ def prepare(
                 f"--chunk {room} or less, or a larger --kv-budget",
             )
         # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
-        chunk = request.chunk or max(1, min(max(min(chunk, slots // 4), family.together(checkpoint.config)), room))
+        chunk = request.chunk or max(1, min(max(min(chunk, slots // 4), sizes.indivisible), room))
     if not planned.fits and not planned.suggestions and advise:
         planned = replace(planned, suggestions=(_smaller_model(request, spec.parameters, spec.vision is not None, plan_only),))
     return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here)

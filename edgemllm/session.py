@@ -68,7 +68,7 @@ class Session:
                 f"chunks of {self.chunk} tokens leave too little of a KV budget of {self.budget} tokens a layer",
                 f"--chunk {self.budget - self.policy.minimum()} or less, or a larger --kv-budget",
             )
-        least = self.family.together(self.family.model.config)
+        least = self.family.sizes(self.family.model.config).indivisible
         if self.chunk < least:
             raise DoesNotFitError(
                 f"chunks of {self.chunk} tokens would cut pictures apart: their {least} tokens see each other both ways",

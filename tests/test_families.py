@@ -19,9 +19,9 @@ from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import loading, shipped
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import families, family_of
-from edgemllm.models.families.base import ModelFamily, cache_spec
+from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.random_weights import byte_tokenizer, random_model
-from edgemllm.models.spec import ModelSpec
+from edgemllm.models.spec import ModelSpec, cache_spec
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.session import Session
 
@@ -103,12 +103,12 @@ def test_shipped_configurations_are_whole(name: str) -> None:
     assert ModelSpec.from_config(config).parameters == shipped.parameters(name)
     family = family_of(config.model_type)
     family.check(config)
-    frame, still = family.media_tokens(config)
-    assert bool(still) == hasattr(config, "vision_config")
+    sizes = family.sizes(config)
+    assert bool(sizes.image_tokens) == hasattr(config, "vision_config")
     words = byte_tokenizer(config)
     text = "How many? Zwölf.\n"
     assert words.decode(words(text)["input_ids"]) == text
-    for kind, count in (("image", still), ("video", frame)):
+    for kind, count in (("image", sizes.image_tokens), ("video", sizes.frame_tokens)):
         if count:
             message = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "?"}]}]
             assert "<" in words.apply_chat_template(message, tokenize=False)
@@ -156,11 +156,11 @@ def test_detail_is_traded_for_length() -> None:
     assert len(family.frames(big, 0)) <= 6
     few = type(tiny.family)(tiny.model, tokenizer(), detail=Detail(max_pixels=256)).image(picture(1, 64, 64), 0)
     assert len(few) <= 4
-    assert family.media_tokens(tiny.model.config, Detail(tokens_per_frame=3))[0] == 3
+    assert family.sizes(tiny.model.config, Detail(tokens_per_frame=3)).frame_tokens == 3
     with pytest.raises(UsageError, match="less than one token"):
-        family.check_detail(tiny.model.config, Detail(max_pixels=9))
+        family.sizes(tiny.model.config, Detail(max_pixels=9))
     with pytest.raises(UsageError, match="pictures of one size"):
-        llava().family.check_detail(llava().model.config, Detail(max_pixels=100))
+        llava().family.sizes(llava().model.config, Detail(max_pixels=100))
 
 
 def test_a_damaged_folder_names_the_file(tmp_path: Path) -> None:

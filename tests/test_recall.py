@@ -84,7 +84,7 @@ def test_the_oracle_holds_the_facts_and_the_window_only_the_last(stream: Stream)
 
 def test_distances_are_tokens_since_the_fact(stream: Stream) -> None:
     session = launch("full", "600").open()
-    each = stream.family.media_tokens(stream.family.model.config)[0]
+    each = stream.family.sizes(stream.family.model.config).frame_tokens
     answers = at_the_end(session, stream)
     needles = stream.haystack.needles
     assert answers.distances[:4] == [each * (39 - needle.last) for needle in needles]

@@ -118,7 +118,7 @@ class Tiny(SimpleNamespace):
     def run(self, chunk: Chunk, size: int, policy: Any, budgets: list[int | None] | int | None = None) -> Tensor:
         """Logits of all tokens through our cache, in chunks: of one picture at least where its tokens come together."""
         self.use(NAME)
-        size = max(size, self.family.together(self.model.config))
+        size = max(size, self.family.sizes(self.model.config).indivisible)
         self.cache = self.new_cache(policy, budgets, size)
         hidden = [forward(self.text, self.cache, part) for part in chunk.split(size)]
         return self.family.logits(torch.cat(hidden, 1))

@@ -103,10 +103,10 @@ def _input_tokens(config: Any, videos: list[Video], images: list[str], questions
     """About how many tokens the input has, or None where a video's length is not known."""
     from edgemllm.models.families import family_of
 
-    frames, stills = family_of(config.model_type).media_tokens(config, detail)
-    total = sum(len(question) // 3 + TURN_TOKENS for question in questions) + stills * len(images)
+    sizes = family_of(config.model_type).sizes(config, detail)
+    total = sum(len(question) // 3 + TURN_TOKENS for question in questions) + sizes.image_tokens * len(images)
     for video in videos:
         if video.expected is None:
             return None
-        total += video.expected * frames + TURN_TOKENS
+        total += video.expected * sizes.frame_tokens + TURN_TOKENS
     return total

@@ -54,12 +54,12 @@ def _one(name: str) -> None:
     if model == name != "demo" and close and "/" not in name and not Path(name).is_dir():
         raise MissingError(f"no model named {name}", f"edgemllm models {' | '.join(close)}")
     checkpoint = locate(model, offline=True)
-    spec, (frame, still) = checkpoint.spec, checkpoint.family.media_tokens(checkpoint.config)
+    spec, sizes = checkpoint.spec, checkpoint.family.sizes(checkpoint.config)
     inputs = ["text"]
-    inputs += [f"images (up to {still} tokens)"] if still else []
-    inputs += [f"video (up to {frame} tokens a frame)"] if frame else []
+    inputs += [f"images (up to {sizes.image_tokens} tokens)"] if sizes.image_tokens else []
+    inputs += [f"video (up to {sizes.frame_tokens} tokens a frame)"] if sizes.frame_tokens else []
     count = f"{spec.parameters / 1e6:,.1f} million" if spec.parameters < 1e8 else f"{spec.parameters / 1e9:.2f} billion"
     print(f"{name}: {checkpoint.config.model_type}, {count} parameters, {', '.join(inputs)}")
-    sizes = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
-    print(f"weights: {', '.join(sizes)}" if not checkpoint.prequantised_with else f"weights: {checkpoint.prequantised_with}")
+    weights = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
+    print(f"weights: {', '.join(weights)}" if not checkpoint.prequantised_with else f"weights: {checkpoint.prequantised_with}")
     print(table(over_profiles(Request(model, offline=True), checkpoint)))

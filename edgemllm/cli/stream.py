@@ -247,7 +247,7 @@ def _input_tokens(config: Any, source: Source, schedule: Schedule, detail: Detai
     video = source.video
     if video is None or video.expected is None or video.span is None:
         return None
-    frames, _ = family_of(config.model_type).media_tokens(config, detail)
+    frame = family_of(config.model_type).sizes(config, detail).frame_tokens
     rounds = [(question, video.span // every) for question, every in schedule.standing]
     rounds += [(question, 1) for question in (*schedule.final, *(question for _, question in schedule.timed))]
-    return round(video.expected * frames + sum(count * (len(question) // 3 + TURN_TOKENS) for question, count in rounds))
+    return round(video.expected * frame + sum(count * (len(question) // 3 + TURN_TOKENS) for question, count in rounds))

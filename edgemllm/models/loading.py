@@ -92,7 +92,7 @@ def load(
     import transformers
 
     family = checkpoint.family
-    family.check_detail(checkpoint.config, detail)
+    family.sizes(checkpoint.config, detail)  # refuses what is not offered, before anything is read
     auto = getattr(transformers, family.auto_class)
     kind = getattr(torch, dtype)
     if checkpoint.folder is None:

@@ -1,12 +1,16 @@
-"""A model's sizes from its configuration alone: built on torch's `meta` device, which has shapes but no memory."""
+"""A model's sizes from its configuration alone.
+
+Parameters are counted on torch's `meta` device, which has shapes but no memory; everything else is read from the configuration.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,13 +45,33 @@ class VisionSpec:
     intermediate: int
     heads: int
     patch_values: int
-    """Numbers in one patch: channels x height x width x frames merged."""
+    """Numbers in one patch: channels x height x width x `frames`."""
 
     patches: int
     """Patches of the largest frame (or tile) that is encoded at once."""
 
+    frames: int = 1
+    """Frames of a video that share their patches and are encoded as one picture."""
+
     kept_states: int = 0
     """Hidden states that live until the end: all where the model picks one of them, DeepStack's, or none."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What pictures take at most, as a model family says it for planning."""
+
+    frame_tokens: int = 0
+    """Tokens of a video frame; 0: no video."""
+
+    image_tokens: int = 0
+    """Tokens of a still image; 0: no images."""
+
+    patches: int | None = None
+    """Patches of the largest picture that goes through a tower of any resolution at once; None: the tower has one size."""
+
+    indivisible: int = 1
+    """Tokens that have to come in one forward pass, because they see each other both ways."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,12 @@ class ModelSpec:
     vision: VisionSpec | None = None
     stored_bytes: int | None = None
     """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
+
+    def with_patches(self, patches: int | None) -> ModelSpec:
+        """The same with pictures of `patches` patches; None leaves the size that the tower has."""
+        if self.vision is None or patches is None:
+            return self
+        return replace(self, vision=replace(self.vision, patches=patches))
 
     @property
     def linear_parameters(self) -> int:
@@ -119,7 +149,7 @@ class ModelSpec:
         linears, other = _split(decoder)
         embeddings = _embeddings(model)
         outside = sum(parameter.numel() for parameter in model.parameters()) - embeddings
-        heads = int(text.num_attention_heads)
+        heads, kv_heads, head_dim = _heads(text)
         return cls(
             model_type=str(config.model_type),
             linears=linears,
@@ -129,14 +159,44 @@ class ModelSpec:
             not_quantised=_outside(model, decoder),
             layers=int(text.num_hidden_layers),
             heads=heads,
-            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-            head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             hidden=int(text.hidden_size),
             intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
             vocab=int(text.vocab_size),
             max_position_embeddings=int(text.max_position_embeddings),
             vision=_vision(config),
         )
+
+
+def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
+    """The cache shape of a text configuration whose numbers take `itemsize` bytes; UsageError as in `_sliding_windows`."""
+    return CacheSpec(config.num_hidden_layers, *_heads(config), itemsize, axes, _sliding_windows(config, axes))
+
+
+def _heads(text: Any) -> tuple[int, int, int]:
+    """Attention heads, key-value heads and the dimension of a head, of a text configuration."""
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return heads, int(kv_heads), int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+
+
+def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
+    """The sliding window of each layer, None for full attention; UsageError for layers that are neither."""
+    count = config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window >= config.max_position_embeddings:
+        window = None  # longer than what the model knows: it never hides anything
+    kinds = list(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count)
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown or (axes > 1 and window and "sliding_attention" in kinds):
+        raise UsageError(
+            f"{config.model_type} with {', '.join(unknown) or 'sliding windows'} is not supported: a KV cache policy "
+            "has no say in such layers",
+            "choose a model whose layers use full attention",
+        )
+    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return windows if any(windows) else ()
 
 
 def matrix_bytes(rows: int, columns: int, quant: str, dtype: str) -> int:
@@ -213,13 +273,15 @@ def _vision(config: Any) -> VisionSpec | None:
     image = getattr(vision, "image_size", None)
     channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
     layers = int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 1)
+    frames = int(getattr(vision, "temporal_patch_size", None) or 1)
     picks = getattr(config, "vision_feature_layer", None) is not None
     return VisionSpec(
         layers=layers,
         hidden=hidden,
         intermediate=int(getattr(vision, "intermediate_size", None) or 4 * hidden),
         heads=int(getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None) or 1),
-        patch_values=channels * patch * patch * int(getattr(vision, "temporal_patch_size", None) or 1),
+        patch_values=channels * patch * patch * frames,
+        frames=frames,
         patches=(_side(image) // patch) ** 2 + 1 if image else ANY_RESOLUTION_PATCHES,
         kept_states=layers + 1 if picks else len(getattr(vision, "deepstack_visual_indexes", None) or ()),
     )

@@ -135,7 +135,7 @@ class Recall:
 
     def _stream(self, kind: str, seed: int) -> Stream:
         if self.needles == "slides":
-            each = self.family.media_tokens(self.family.model.config)[0]
+            each = self.family.sizes(self.family.model.config).frame_tokens
             if not each:
                 raise UsageError(f"{self.launches[0].request.model} takes no video", "--needles text")
             return Stream(self.family, slide_haystack(seed, max(24, self.length // each), self.facts, kind == "diverse"))

@@ -23,6 +23,7 @@ from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
+from edgemllm.models.spec import Sizes, cache_spec
 from edgemllm.policies.base import CachePolicy
 
 
@@ -111,11 +112,6 @@ class ModelFamily:
         return KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        """Tokens of a video frame and of a still image, at most, from the configuration alone: for planning."""
-        return 0, 0
-
-    @classmethod
     def check(cls, config: Any) -> None:
         """UsageError for a configuration of these model types whose parts this family cannot feed."""
         tower = getattr(config, "vision_config", None)
@@ -128,23 +124,17 @@ class ModelFamily:
                 )
 
     @classmethod
-    def together(cls, config: Any) -> int:
-        """Tokens that have to come in one forward pass, because they see each other both ways."""
-        return 1
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        """What pictures take, from the configuration alone; UsageError for a `detail` that the architecture does not offer.
 
-    @classmethod
-    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
-        """Patches of the largest picture that goes through a tower of any resolution at once; None: its one size."""
-        return None
-
-    @classmethod
-    def check_detail(cls, config: Any, detail: Detail) -> None:
-        """Refuse what the architecture does not offer; most have a fixed number of tokens."""
+        Here: none is offered, as for the many that take pictures of one size.
+        """
         if detail != ANY:
             raise UsageError(
                 f"{config.model_type} takes pictures of one size: {detail} has no meaning",
                 "leave it out and lower --fps, or choose a model with dynamic resolution such as Qwen2.5-VL",
             )
+        return Sizes()
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -217,29 +207,3 @@ class Clip:
         """What is still waiting, and what closes the video."""
         chunk: Chunk | None = self.family.video_end(offset)
         return chunk
-
-
-def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
-    """The cache shape of a text configuration."""
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return CacheSpec(config.num_hidden_layers, heads, kv_heads, head_dim, itemsize, axes, sliding_windows(config, axes))
-
-
-def sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
-    """The sliding window of each layer, None for full attention; UsageError for layers that are neither."""
-    count = config.num_hidden_layers
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window >= config.max_position_embeddings:
-        window = None  # longer than what the model knows: it never hides anything
-    kinds = list(getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * count)
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown or (axes > 1 and window and "sliding_attention" in kinds):
-        raise UsageError(
-            f"{config.model_type} with {', '.join(unknown) or 'sliding windows'} is not supported: a KV cache policy "
-            "has no say in such layers",
-            "choose a model whose layers use full attention",
-        )
-    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    return windows if any(windows) else ()

@@ -5,6 +5,7 @@ Five of six layers slide over the newest 1024 tokens with a rotation of their ow
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.pixels import PixelSpec, pixels, processor_config
 
 HALF = (0.5, 0.5, 0.5)
@@ -83,12 +85,9 @@ class Gemma3Family(Gemma3TextFamily):
         return logits
 
     @classmethod
-    def together(cls, config: Any) -> int:
-        return int(config.mm_tokens_per_image)
-
-    @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        return 0, config.mm_tokens_per_image + 4
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        tokens = int(config.mm_tokens_per_image)
+        return replace(super().sizes(config, detail), image_tokens=tokens + 4, indivisible=tokens)
 
     @cached_property
     def image_spec(self) -> PixelSpec:

@@ -16,6 +16,7 @@ from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.pixels import PixelSpec, pixels, processor_config
 from edgemllm.models.vision.tiles import best_grid
 
@@ -38,15 +39,12 @@ class InternVLFamily(ModelFamily):
         self.closing = getattr(tokenizer, "end_image_token", "</img>")
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        tiles = _most_tiles(config, TILES, detail)
-        return config.image_seq_length + 6, config.image_seq_length * (tiles + (tiles > 1)) + 2
-
-    @classmethod
-    def check_detail(cls, config: Any, detail: Detail) -> None:
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        each = config.image_seq_length
         if detail.tokens_per_frame is not None:
-            raise UsageError(f"{config.model_type} gives every frame {config.image_seq_length} tokens", "lower --fps instead")
-        _most_tiles(config, TILES, detail)
+            raise UsageError(f"{config.model_type} gives every frame {each} tokens", "lower --fps instead")
+        tiles = _most_tiles(config, TILES, detail)
+        return Sizes(frame_tokens=each + 6, image_tokens=each * (tiles + (tiles > 1)) + 2)
 
     @cached_property
     def video_spec(self) -> PixelSpec:

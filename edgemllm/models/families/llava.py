@@ -7,6 +7,7 @@ video model sees every frame as one square, pooled 2 x 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.pixels import PixelSpec, anyres, pixels
 
 
@@ -31,8 +33,9 @@ class LlavaFamily(ModelFamily):
         self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        return 0, _side(config) ** 2 + (config.vision_feature_select_strategy == "full")
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        tokens = _side(config) ** 2 + (config.vision_feature_select_strategy == "full")
+        return replace(super().sizes(config, detail), image_tokens=tokens)
 
     @cached_property
     def image_spec(self) -> PixelSpec:
@@ -55,10 +58,10 @@ class LlavaNextFamily(LlavaFamily):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         side, size = _side(config), config.vision_config.image_size
         grid = max((height // size * side) * (width // size * side + 1) for height, width in config.image_grid_pinpoints)
-        return 0, side * side + grid
+        return replace(super().sizes(config, detail), image_tokens=side * side + grid)
 
     def image(self, frame: Frame, offset: int) -> Chunk:
         tiles, size = anyres(frame.pixels, self.image_spec, self.model.config.image_grid_pinpoints)
@@ -79,9 +82,9 @@ class LlavaNextVideoFamily(LlavaNextFamily):
         self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        side = _side(config)
-        return (side // config.spatial_pool_stride) ** 2, super().media_tokens(config, detail)[1]
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        tokens = (_side(config) // config.spatial_pool_stride) ** 2
+        return replace(super().sizes(config, detail), frame_tokens=tokens)
 
     @cached_property
     def video_spec(self) -> PixelSpec:

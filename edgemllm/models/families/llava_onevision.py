@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from edgemllm.cache.chunk import Chunk
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.pixels import PixelSpec, anyres, pixels
 
 
@@ -33,12 +35,13 @@ class LlavaOnevisionFamily(ModelFamily):
         self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         size = config.vision_config.image_size
         side = size // config.vision_config.patch_size
         grid = max((height // size * side) * (width // size * side + 1) for height, width in config.image_grid_pinpoints)
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side * (side + 1)
-        return math.ceil(side / 2) ** 2, side * side + min(grid, most)
+        frame, image = math.ceil(side / 2) ** 2, side * side + min(grid, most)
+        return replace(super().sizes(config, detail), frame_tokens=frame, image_tokens=image)
 
     @cached_property
     def video_spec(self) -> PixelSpec:
@@ -65,7 +68,7 @@ class LlavaOnevisionFamily(ModelFamily):
         batch = self.upload(batch)
         output = self.model.model.get_video_features(batch[None], return_dict=True)
         features: Tensor = output.pooler_output
-        return features[0, : len(batch) * self.media_tokens(self.model.config)[0]]
+        return features[0, : len(batch) * self.sizes(self.model.config).frame_tokens]
 
     def video_end(self, offset: int) -> Chunk | None:
         return self.vision(self.model.model.image_newline[None], offset, torch.full((1,), torch.nan))

@@ -22,6 +22,7 @@ from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.patches import FRAME_TOKENS, PatchSpec, patches
 from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD
 
@@ -46,19 +47,11 @@ class QwenVLFamily(ModelFamily):
             self.video_token = self._start + self.video_token + self._end
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        specs = [default_spec(config, kind).within(detail, kind == "video") for kind in ("video", "image")]
-        each = math.ceil(specs[0].most_tokens / specs[0].temporal)
-        return each + (8 if config.model_type == "qwen3_vl" else 0), specs[1].most_tokens
-
-    @classmethod
-    def most_patches(cls, config: Any, detail: Detail = ANY) -> int | None:
-        spec = default_spec(config, "video").within(detail, video=True)
-        return spec.most_tokens * spec.merge**2
-
-    @classmethod
-    def check_detail(cls, config: Any, detail: Detail) -> None:
-        cls.media_tokens(config, detail)
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        video, image = (default_spec(config, kind).within(detail, kind == "video") for kind in ("video", "image"))
+        stamp = 8 if config.model_type == "qwen3_vl" else 0
+        frame = math.ceil(video.most_tokens / video.temporal) + stamp
+        return Sizes(frame, image.most_tokens, patches=video.most_tokens * video.merge**2)
 
     @cached_property
     def video_spec(self) -> PatchSpec:

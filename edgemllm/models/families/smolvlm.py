@@ -7,6 +7,7 @@ The sentence in which transformers tells the number of frames and the length of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.spec import Sizes
 from edgemllm.models.vision.pixels import PixelSpec, processor_config
 from edgemllm.models.vision.tiles import split, squares
 
@@ -45,18 +47,12 @@ class Idefics3Family(ModelFamily):
         return self.model.model.text_model
 
     @classmethod
-    def media_tokens(cls, config: Any, detail: Detail = ANY) -> tuple[int, int]:
-        side = config.vision_config.image_size
-        squares = _longest(config, SQUARES * side, detail) // side
-        each = (side // config.vision_config.patch_size // config.scale_factor) ** 2
-        frame = each + 12 if "smolvlm" in cls.model_types else 0
-        return frame, (each + 7) * (squares**2 + 1)
-
-    @classmethod
-    def check_detail(cls, config: Any, detail: Detail) -> None:
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         if detail.tokens_per_frame is not None:
             raise UsageError(f"{config.model_type} gives every frame the same tokens", "lower --fps instead")
-        _longest(config, SQUARES * config.vision_config.image_size, detail)
+        side = config.vision_config.image_size
+        squares = _longest(config, SQUARES * side, detail) // side
+        return Sizes(image_tokens=(_tokens(config) + 7) * (squares**2 + 1))
 
     @cached_property
     def image_spec(self) -> PixelSpec:
@@ -105,6 +101,10 @@ class SmolVLMFamily(Idefics3Family):
 
             tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
 
+    @classmethod
+    def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
+        return replace(super().sizes(config, detail), frame_tokens=_tokens(config) + 12)
+
     @cached_property
     def video_spec(self) -> PixelSpec:
         """How frames of a video are."""
@@ -120,6 +120,12 @@ class SmolVLMFamily(Idefics3Family):
             place = chunks[-1].next_position if chunks else offset
             chunks.append(self.compose([name, seen, self.fake], place, frame.time))
         return Chunk.join(chunks)
+
+
+def _tokens(config: Any) -> int:
+    """Tokens of one square."""
+    side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+    return int(side**2)
 
 
 def _longest(config: Any, longest: int, detail: Detail) -> int:
