@@ -148,3 +148,41 @@ def test_a_checkpoint_that_was_quantised_beforehand_is_complete(tmp_path: Path) 
     family.model.save_pretrained(tmp_path / "model")
     again = loading.load(loading.locate(str(tmp_path / "model")))
     assert loading.quantisation_of(again.model) == "nf4"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("tokenizer.json", '{"version": "1.0", ', "tokenizer.json cannot be read"),
+        ("tokenizer.json", "[]", "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", "not JSON", "tokenizer_config.json cannot be read"),
+        ("generation_config.json", "not JSON", "generation_config.json is not complete JSON"),
+        ("chat_template.jinja", "{% if %}", "chat_template.jinja cannot write this turn"),
+        ("chat_template.jinja", "hello", "chat_template.jinja cannot write this turn"),
+        ("config.json", "not JSON", "config.json is not complete JSON"),
+        ("config.json", "[1]", "config.json is not complete JSON"),
+        ("config.json", "{}", "config.json names no model_type"),
+        ("num_hidden_layers", -1, "num_hidden_layers"),
+        ("num_hidden_layers", 10**6, "num_hidden_layers = 1000000"),
+        ("num_attention_heads", 0, "config.json"),
+        ("num_key_value_heads", 5, "heads of keys"),
+        ("hidden_size", "abc", "config.json"),
+    ],
+)
+def test_a_damaged_side_file_is_named(file: str, text: str | int, says: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(loading.DEMO, tmp_path / "model")
+    if not file.endswith((".json", ".jinja")):
+        found = json.loads((folder / "config.json").read_text())
+        found["text_config"][file] = text
+        found["text_config"].pop("layer_types", None)
+        file, text = "config.json", json.dumps(found)
+    (folder / file).write_text(str(text))
+    with pytest.raises(MissingError, match=says):
+        "".join(Session(loading.load(loading.locate(str(folder))), Full(), None).ask("hi", Sampling(1)))
+
+
+def test_an_index_of_weights_names_files_of_its_folder_only(tmp_path: Path) -> None:
+    folder = shutil.copytree(loading.DEMO, tmp_path / "model")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../../../etc/passwd"}}))
+    with pytest.raises(MissingError, match="no file of its folder"):
+        loading.locate(str(folder))

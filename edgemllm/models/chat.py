@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,10 +56,19 @@ class ChatFormat:
                 earlier,
                 *messages,
             ]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if not first:
-            text = text.split(ANSWER, 1)[1]
-        before, after = text.split(QUESTION)
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            if not first:
+                text = text.split(ANSWER, 1)[1]
+            before, after = text.split(QUESTION)
+        except Exception as error:  # a template is a program: it may raise anything, also on purpose
+            folder = Path(self.tokenizer.name_or_path)
+            file = "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "tokenizer_config.json"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise MissingError(
+                f"the chat template of {folder / file} cannot write this turn: {reason}",
+                "fetch it again" + ("; or leave --system out" if system else ""),
+            ) from error
         pieces = []
         for kind in media:
             token = self.tokens[kind]

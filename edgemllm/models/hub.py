@@ -66,8 +66,11 @@ def check_files(name: str, folder: Path) -> None:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError) as error:
+            foreign = next((shard for shard in shards if Path(shard).name != shard), None)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MissingError(f"{index} is not a complete index of weights: {error}", "fetch it again") from error
+        if foreign is not None:
+            raise MissingError(f"{index} names {foreign!r}, which is no file of its folder", "fetch it again")
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -95,7 +98,7 @@ def _check_whole(name: str, path: Path) -> None:
         needed = (
             8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MissingError(f"model folder {name}: {path.name} ({size} bytes) is damaged", "fetch it again") from error
     if size < needed:
         raise MissingError(f"model folder {name}: {path.name} has {size} of {needed} bytes", "fetch it again")

@@ -13,6 +13,7 @@ from edgemllm.device.heap import keep_heap, release_freed_pages
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import hub, shipped
+from edgemllm.models.configuration import read_config, read_tokenizer
 from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.quantisation import method_of, quantisation_of, recipe, without_cpu_repacking
@@ -66,13 +67,7 @@ def locate(
         return Checkpoint(name, None, config)
     folder = DEMO if name == "demo" else hub.find(shipped.full_name(name, say), offline, say)
     hub.check_files(name, folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"model {name}: its config.json is not understood: {reason}") from error
-    family_of(config.model_type).check(config)
-    return Checkpoint(name, folder, config)
+    return Checkpoint(name, folder, read_config(name, folder, trust_remote_code))
 
 
 @release_freed_pages()
@@ -131,9 +126,7 @@ def load(
             reason = str(error).splitlines()[0]
             raise MissingError(f"model {checkpoint.name}: weights cannot be read: {reason}", "fetch it again") from error
     check_complete(checkpoint.name, model, info)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True
-    )
+    tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
     return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
 
 
