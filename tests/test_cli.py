@@ -154,32 +154,6 @@ def test_a_mistake_is_one_clear_line_and_its_exit_code(case: str, tmp_path: Path
     assert done.stdout == ""
 
 
-def test_a_policy_from_a_file_outside_the_package(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from dataclasses import dataclass\nimport torch\nfrom edgemllm.policies.base import CachePolicy\n\n"
-        "@dataclass(frozen=True)\nclass Mine(CachePolicy):\n    every: int = 3\n\n"
-        "    def score(self, layer):\n        index = torch.arange(layer.length)\n"
-        "        return (index + 1000.0 * (index % self.every == 0)).expand(1, 1, -1)\n"
-    )
-    done = run(
-        *SHORT_RUN,
-        "--policy",
-        "./mine.py:Mine",
-        "--set",
-        "every=4",
-        "--kv-budget",
-        "64",
-        "--json",
-        "-q",
-        "hi",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["kv"]["tokens_per_layer"] == [64] * 6 or max(result["kv"]["tokens_per_layer"]) <= 64
-    assert result["policy"] == "./mine.py:Mine"
-
-
 def test_precedence_flag_environment_file(tmp_path: Path) -> None:
     def policy(*arguments: str, **environment: str) -> str:
         done = run("chat", "--json", "-q", "--max-tokens", "1", *arguments, "hi", cwd=tmp_path, **environment)

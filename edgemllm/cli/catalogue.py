@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -33,14 +33,17 @@ def policies(name: Name = None) -> None:
 
 
 def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
-    """Name, type, default and docstring of every field, the policy's own first."""
+    """Name, what it may be, default and docstring of every field, the policy's own first."""
+    from edgemllm.policies import allowed
+
+    kinds = get_type_hints(cls, include_extras=True)
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         texts.update(_field_docstrings(base))
     fields = dataclasses.fields(cls)
     own = [field for field in fields if field.name in inspect.get_annotations(cls)]
     rest = [field for field in fields if field not in own]
-    return [(field.name, str(field.type), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
+    return [(field.name, allowed(kinds[field.name]), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
 
 
 def _field_docstrings(cls: type[Any]) -> dict[str, str]:

@@ -147,9 +147,10 @@ def fault(error: BaseException) -> UsageError | None:
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__", "").startswith(FILE_PREFIX):
-            owner = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else Path(frame.f_code.co_filename).name
-            where = f"{frame.f_code.co_name}() in line {line} of {frame.f_code.co_filename}"
-            found = UsageError(f"policy {owner}: {where} raised {type(error).__name__}: {error}", "the same with --verbose")
+            file = Path(frame.f_code.co_filename).name
+            policy = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else file
+            where = f"policy {policy}: {frame.f_code.co_name}() in line {line} of {file}"
+            found = UsageError(f"{where} raised {type(error).__name__}: {error}", "the same with --verbose")
     return found
 
 

@@ -1,0 +1,109 @@
+"""Policies from files outside the package: copies of the shipped ones, the example of CONTRIBUTING.md, and wrong ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import run
+from test_cache import SMALL
+from tiny import llama, random_ids
+
+from edgemllm import policies
+from edgemllm.errors import UsageError
+
+TOP = Path(__file__).parents[1]
+EXAMPLE = TOP / "scripts" / "examples" / "mine.py"
+pytestmark = pytest.mark.usefixtures("inference")
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_copy_of_a_shipped_policy_answers_as_the_shipped_one(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.py"
+    copy.write_text((TOP / "edgemllm" / "policies" / f"{name.replace('-', '_')}.py").read_text())
+    tiny, chunk = llama(), None
+    chunk = tiny.text_chunk(random_ids(70))
+    found = []
+    for policy in (policies.build(name, SMALL.get(name, [])), policies.build(str(copy), SMALL.get(name, []))):
+        logits = tiny.run(chunk, 6, policy, 24 if policy.bounded else None)
+        policy.after_prefill(tiny.cache)
+        found.append((logits, [layer.positions[..., : layer.length] for layer in tiny.cache.layers]))
+    (mine, mine_kept), (theirs, theirs_kept) = found
+    assert torch.equal(mine, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(mine_kept, theirs_kept, strict=True))
+
+
+def test_the_example_of_contributing_is_the_file_that_is_checked_and_run(tmp_path: Path) -> None:
+    assert f"```python\n{EXAMPLE.read_text()}```\n" in (TOP / "CONTRIBUTING.md").read_text()
+    (tmp_path / "mine.py").write_text(EXAMPLE.read_text())
+    shown = run("policies", "./mine.py:Mine", cwd=tmp_path).stdout
+    assert shown.startswith("mine: every third token, and the newest.\n")
+    assert "  every = 3  (a whole number from 1 upwards)\n      Distance of the tokens that stay.\n" in shown
+    done = run(
+        "chat", "--policy", "./mine.py:Mine", "--set", "every=4", "--kv-budget", "64", "--chunk", "16", "--max-tokens", "8",
+        "--json", "-q", "--video", str(TOP / "edgemllm/assets/demo/lecture.mp4"), "--max-frames", "40", "hi", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["policy"] == "./mine.py:Mine"
+    assert max(result["kv"]["tokens_per_layer"]) <= 64
+    assert result["kv"]["evicted_tokens"] > 0
+
+
+HEAD = """
+from dataclasses import dataclass
+import torch
+from edgemllm.policies.base import CachePolicy
+
+@dataclass(frozen=True)
+class Mine(CachePolicy):
+    def score(self, layer):
+"""
+WRONG = {
+    "return torch.zeros(3)": r"policy Mine: score\(\) returned \(3,\), expected \(1, 1, 24\) or \(1, 2, 24\)",
+    "return torch.zeros(1, 2, layer.length + 5)": r"returned \(1, 2, 29\), expected \(1, 1, 24\) or \(1, 2, 24\)",
+    "return None": r"policy Mine: score\(\) returned None, expected \(1, 1, 24\) or",
+    "return torch.full((1, 1, layer.length), torch.nan)": r"policy Mine: score\(\) returned NaN",
+    "return torch.full((1, 2, layer.length), -torch.inf)": r"policy Mine: score\(\) returned -inf for every slot of a head",
+}
+
+
+@pytest.mark.parametrize("body", WRONG)
+def test_what_is_no_score_is_an_error_that_names_policy_and_shapes(body: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"{HEAD}        {body}\n")
+    tiny = llama()
+    with pytest.raises(UsageError, match=WRONG[body]):
+        tiny.run(tiny.text_chunk(random_ids(70)), 6, policies.build(f"{tmp_path}/mine.py:Mine"), 24)
+
+
+@pytest.mark.parametrize("settings", [[], ["shared_heads=true"]])
+def test_scores_may_be_whole_numbers_or_truth_values(settings: list[str], tmp_path: Path) -> None:
+    """And views of what must not change."""
+    kept = []
+    for body in ("torch.arange(layer.length)", "torch.arange(layer.length).double()", "torch.arange(layer.length).bool()"):
+        (tmp_path / "mine.py").write_text(f"{HEAD}        return ({body}).expand(1, 2, -1)\n")
+        tiny = llama()
+        tiny.run(tiny.text_chunk(random_ids(70)), 6, policies.build(f"{tmp_path}/mine.py", settings), 24)
+        kept.append(tiny.cache.layers[0].positions[0, 0, 0, :18].tolist())
+    assert kept[0] == kept[1] == list(range(46, 64))
+    assert kept[2] == sorted(kept[2])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{HEAD}        raise ValueError('boom')\n", "policy Mine: score() in line 9 of mine.py raised ValueError: boom"),
+        ("raise SystemExit(0)\n", "policy file mine.py does not import: SystemExit: 0"),
+        (f"{HEAD}        return torch.zeros(3)\n", "policy Mine: score() returned (3,), expected (1, 1, "),
+    ],
+    ids=["raises", "exits", "shape"],
+)
+def test_a_wrong_policy_file_is_one_line_and_exit_code_2(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    done = run("chat", "--policy", "mine.py", "--kv-budget", "12", "--chunk", "4", "-q", "What is on the screen?", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {words}")
+    assert "unexpected" not in done.stderr
+    assert done.stdout == ""
