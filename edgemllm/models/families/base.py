@@ -1,13 +1,14 @@
 """The contract of a model family: a checkpoint becomes chunks and logits.
 
 A family is one file in this folder that names the `model_type`s it serves. Only it knows modalities; everything after
-`Chunk` is the same for all. `tiny()` gives a random model of the real configuration class for the tests.
+`Chunk` is the same for all. A tiny model of every `model_type` is in tests/tiny.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -48,8 +49,8 @@ class ModelFamily:
     attention: ClassVar[Any] = {"text_config": NAME, "vision_config": "sdpa"}
     """What to give transformers as `attn_implementation`: ours for the language model alone."""
 
-    image_token: str | None = None
-    video_token: str | None = None
+    image_token: str | None
+    video_token: str | None
     """What the chat template writes where an image or a video goes."""
 
     media_wrappers: Mapping[str, tuple[str, str]] = MappingProxyType({})
@@ -60,6 +61,16 @@ class ModelFamily:
         self.detail = detail or ANY
         self.config = model.config.get_text_config()
         self.rope = Rope(self.text_model.rotary_emb, axes=self.axes)
+        self.image_token, self.video_token = self.word("image_token_id"), self.word("video_token_id")
+        self.setup()
+
+    def setup(self) -> None:
+        """Set what a family keeps or has otherwise; called once, when everything above is in place."""
+
+    def word(self, key: str) -> str | None:
+        """The token whose id the configuration has under `key`; None where it has none."""
+        index = getattr(self.model.config, key, None)
+        return None if index is None else str(self.tokenizer.convert_ids_to_tokens(index))
 
     @property
     def name(self) -> str:
@@ -163,6 +174,20 @@ class ModelFamily:
     def image(self, frame: Frame, offset: int) -> Chunk:
         """One still image."""
         raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
+
+    @cached_property
+    def image_spec(self) -> Any:
+        """How still images, or their tiles, are resized and normalised."""
+        return self.picture_spec("image")
+
+    @cached_property
+    def video_spec(self) -> Any:
+        """How frames of a video are."""
+        return self.picture_spec("video")
+
+    def picture_spec(self, kind: str) -> Any:
+        """How pictures of a kind, image or video, are prepared: a PixelSpec, or a PatchSpec for a tower of any resolution."""
+        raise NotImplementedError
 
     def upload(self, pixels: Tensor) -> Tensor:
         """Pixels on the model's device and in its dtype; through pinned memory on CUDA, so that nothing waits for the copy."""

@@ -6,7 +6,6 @@ Five of six layers slide over the newest 1024 tokens with a rotation of their ow
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +33,7 @@ class Gemma3TextFamily(ModelFamily):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     attention: ClassVar[Any] = NAME
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
+    def setup(self) -> None:
         rotary = self.text_model.rotary_emb
         self.rope = Rope(rotary, layer_type="full_attention")
         self.sliding_rope = Rope(rotary, layer_type="sliding_attention")
@@ -68,11 +66,9 @@ class Gemma3Family(Gemma3TextFamily):
     auto_class: ClassVar[str] = ModelFamily.auto_class
     attention: ClassVar[Any] = ModelFamily.attention
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        opening, closing = (
-            tokenizer.convert_ids_to_tokens(index) for index in (model.config.boi_token_id, model.config.eoi_token_id)
-        )
+    def setup(self) -> None:
+        super().setup()
+        opening, closing = self.word("boi_token_id"), self.word("eoi_token_id")
         self.image_token = opening  # what the template writes; the processor puts the rest around the picture
         self.media_wrappers = {"image": (f"\n\n{opening}", f"{closing}\n\n")}
 
@@ -89,13 +85,11 @@ class Gemma3Family(Gemma3TextFamily):
         tokens = int(config.mm_tokens_per_image)
         return replace(super().sizes(config, detail), image_tokens=tokens + 4, indivisible=tokens)
 
-    @cached_property
-    def image_spec(self) -> PixelSpec:
-        """How still images are resized and normalised."""
-        if processor_config(self.folder, "image").get("do_pan_and_scan"):
+    def picture_spec(self, kind: str) -> PixelSpec:
+        if processor_config(self.folder, kind).get("do_pan_and_scan"):
             raise UsageError("pan and scan is not supported", "set do_pan_and_scan to false in preprocessor_config.json")
         side = self.model.config.vision_config.image_size
-        return PixelSpec.from_folder(self.folder, "image", PixelSpec(side, side, HALF, HALF, resample=BILINEAR))
+        return PixelSpec.from_folder(self.folder, kind, PixelSpec(side, side, HALF, HALF, resample=BILINEAR))
 
     def image(self, frame: Frame, offset: int) -> Chunk:
         batch = self.upload(pixels([frame.pixels], self.image_spec))

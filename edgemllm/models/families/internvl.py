@@ -6,7 +6,6 @@ A still image is cut into the best grid of tiles; every frame of a video is one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -31,12 +30,10 @@ class InternVLFamily(ModelFamily):
     vision_types: ClassVar[tuple[str, ...]] = ("internvl_vision",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.video_token = getattr(tokenizer, "video_token", "<video>")
-        self.opening = getattr(tokenizer, "start_image_token", "<img>")
-        self.closing = getattr(tokenizer, "end_image_token", "</img>")
+    def setup(self) -> None:
+        self.video_token = getattr(self.tokenizer, "video_token", "<video>")
+        self.opening = getattr(self.tokenizer, "start_image_token", "<img>")
+        self.closing = getattr(self.tokenizer, "end_image_token", "</img>")
 
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
@@ -46,17 +43,7 @@ class InternVLFamily(ModelFamily):
         tiles = _most_tiles(config, TILES, detail)
         return Sizes(frame_tokens=each + 6, image_tokens=each * (tiles + (tiles > 1)) + 2)
 
-    @cached_property
-    def video_spec(self) -> PixelSpec:
-        """How frames of a video are resized and normalised."""
-        return self._spec("video")
-
-    @cached_property
-    def image_spec(self) -> PixelSpec:
-        """How the tiles of still images are."""
-        return self._spec("image")
-
-    def _spec(self, kind: str) -> PixelSpec:
+    def picture_spec(self, kind: str) -> PixelSpec:
         height, width = self.model.config.vision_config.image_size
         return PixelSpec.from_folder(self.folder, kind, PixelSpec(height, width))
 

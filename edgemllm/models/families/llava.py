@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -28,21 +27,12 @@ class LlavaFamily(ModelFamily):
     vision_types: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         tokens = _side(config) ** 2 + (config.vision_feature_select_strategy == "full")
         return replace(super().sizes(config, detail), image_tokens=tokens)
 
-    @cached_property
-    def image_spec(self) -> PixelSpec:
-        """How still images are resized and normalised."""
-        return self._spec("image")
-
-    def _spec(self, kind: str) -> PixelSpec:
+    def picture_spec(self, kind: str) -> PixelSpec:
         size = self.model.config.vision_config.image_size
         return PixelSpec.from_folder(self.folder, kind, PixelSpec(size, size, edge=size))
 
@@ -77,19 +67,10 @@ class LlavaNextVideoFamily(LlavaNextFamily):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
     vision_modules: ClassVar[tuple[str, ...]] = (*LlavaFamily.vision_modules, "model.vision_resampler")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
-
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         tokens = (_side(config) // config.spatial_pool_stride) ** 2
         return replace(super().sizes(config, detail), frame_tokens=tokens)
-
-    @cached_property
-    def video_spec(self) -> PixelSpec:
-        """How frames of a video are."""
-        return self._spec("video")
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
         batch = self.upload(pixels([frame.pixels for frame in frames], self.video_spec))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -29,11 +28,6 @@ class LlavaOnevisionFamily(ModelFamily):
     vision_types: ClassVar[tuple[str, ...]] = ("siglip_vision_model",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_tower", "model.multi_modal_projector")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
-
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         size = config.vision_config.image_size
@@ -43,17 +37,7 @@ class LlavaOnevisionFamily(ModelFamily):
         frame, image = math.ceil(side / 2) ** 2, side * side + min(grid, most)
         return replace(super().sizes(config, detail), frame_tokens=frame, image_tokens=image)
 
-    @cached_property
-    def video_spec(self) -> PixelSpec:
-        """How frames of a video are resized and normalised."""
-        return self._spec("video")
-
-    @cached_property
-    def image_spec(self) -> PixelSpec:
-        """How still images are."""
-        return self._spec("image")
-
-    def _spec(self, kind: str) -> PixelSpec:
+    def picture_spec(self, kind: str) -> PixelSpec:
         size = self.model.config.vision_config.image_size
         return PixelSpec.from_folder(self.folder, kind, PixelSpec(size, size))
 

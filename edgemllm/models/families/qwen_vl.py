@@ -38,13 +38,11 @@ class QwenVLFamily(ModelFamily):
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual",)
     axes: ClassVar[int] = 3
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.video_token = tokenizer.convert_ids_to_tokens(model.config.video_token_id)
-        self.stamped = model.config.model_type == "qwen3_vl"
+    def setup(self) -> None:
+        self.opening = self.word("vision_start_token_id")
+        self.stamped = self.model.config.model_type == "qwen3_vl"
         if self.stamped:  # every pair of frames is wrapped by itself, so the template's own wrapping goes
-            self.video_token = self._start + self.video_token + self._end
+            self.video_token = f"{self.opening}{self.video_token}{self.word('vision_end_token_id')}"
 
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
@@ -110,19 +108,11 @@ class QwenVLFamily(ModelFamily):
 
     def stamp(self, seconds: float, offset: int) -> Chunk:
         """The text that Qwen3-VL writes before a pair of frames."""
-        return self.text(self.tokenize(f"<{seconds:.1f} seconds>{self._start}"), offset)
+        return self.text(self.tokenize(f"<{seconds:.1f} seconds>{self.opening}"), offset)
 
     def wrap(self, offset: int) -> Chunk:
         """What it writes behind them."""
         return self.text([self.model.config.vision_end_token_id], offset)
-
-    @property
-    def _start(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.vision_start_token_id))
-
-    @property
-    def _end(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.model.config.vision_end_token_id))
 
 
 class QwenClip(Clip):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -36,11 +35,9 @@ class Idefics3Family(ModelFamily):
     vision_types: ClassVar[tuple[str, ...]] = ("idefics3_vision", "smolvlm_vision")
     vision_modules: ClassVar[tuple[str, ...]] = ("model.vision_model", "model.connector")
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.image_token = tokenizer.convert_ids_to_tokens(model.config.image_token_id)
-        self.fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
-        self.whole = getattr(tokenizer, "global_image_token", "<global-img>")
+    def setup(self) -> None:
+        self.fake = getattr(self.tokenizer, "fake_image_token", "<fake_token_around_image>")
+        self.whole = getattr(self.tokenizer, "global_image_token", "<global-img>")
 
     @property
     def text_model(self) -> Any:
@@ -54,12 +51,7 @@ class Idefics3Family(ModelFamily):
         squares = _longest(config, SQUARES * side, detail) // side
         return Sizes(image_tokens=(_tokens(config) + 7) * (squares**2 + 1))
 
-    @cached_property
-    def image_spec(self) -> PixelSpec:
-        """How the squares of still images are resized and normalised."""
-        return self._spec("image")
-
-    def _spec(self, kind: str) -> PixelSpec:
+    def picture_spec(self, kind: str) -> PixelSpec:
         found = processor_config(self.folder, kind)
         side = (found.get("max_image_size") or {}).get("longest_edge") or self.model.config.vision_config.image_size
         default = PixelSpec(side, side, HALF, HALF, resample=LANCZOS)
@@ -90,25 +82,20 @@ class SmolVLMFamily(Idefics3Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm",)
 
-    def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
-        super().__init__(model, tokenizer, folder, detail)
-        self.video_token = getattr(tokenizer, "video_token", "<video>")
+    def setup(self) -> None:
+        super().setup()
+        self.video_token = getattr(self.tokenizer, "video_token", "<video>")
         self.media_wrappers = {"video": ("", "\n\n")}
-        template = tokenizer.chat_template
+        template = self.tokenizer.chat_template
         if isinstance(template, str) and "video" not in template:
             # As in transformers: the template of the first checkpoints has no place for a video.
             from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE
 
-            tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+            self.tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
 
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         return replace(super().sizes(config, detail), frame_tokens=_tokens(config) + 12)
-
-    @cached_property
-    def video_spec(self) -> PixelSpec:
-        """How frames of a video are."""
-        return self._spec("video")
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
         longest = (processor_config(self.folder, "video").get("size") or {}).get("longest_edge")
