@@ -139,6 +139,10 @@ def test_what_is_not_known_to_run_rightly_is_refused() -> None:
         family_of("llava").check(pixtral)
 
 
+def test_every_model_type_has_a_tiny_model_that_is_compared_with_stock() -> None:
+    assert {make().model.config.model_type for make in MODELS} == set(families())
+
+
 def test_pictures_that_see_themselves_both_ways_are_never_cut() -> None:
     tiny = gemma3()
     chunk = tiny.family.compose(["ab"], 0)
