@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
+from edgemllm.commands.events import headed
 from edgemllm.device import profiles
 from edgemllm.device.memory import Memory
 from edgemllm.errors import DoesNotFitError, UsageError
@@ -106,7 +107,7 @@ def test_parts_sum_up(qwen_7b: ModelSpec, name: str) -> None:
     assert made.total_bytes == parts
     assert made.kv_bytes == 12_345 + 2048 * 56 * 1024
     assert made.fits == (made.total_bytes <= made.free_bytes)
-    assert list(made.as_json()) == CONTRACT
+    assert list(headed("plan", made.as_json())) == CONTRACT
     assert bool(made.decode_tps_ceiling) == (profiles.load(name).bandwidth_gb_s is not None)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv as csv_module
-import json as json_module
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.cli import options
+from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.errors import EdgeError, UsageError
 from edgemllm.units import parse_count, short_count
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from edgemllm.launch import Launch
     from edgemllm.screen import Display
 
-SCHEMA = "edgemllm/1"
 FORMATS = ("md", "json", "jsonl", "csv")
 
 
@@ -51,13 +49,11 @@ def bench(
     --policy, --context, --kv-budget and --quant take several values with commas: every combination runs in a process of its
     own. Measured are time to first token, prefill and decode speed, live KV bytes and peak memory.
     """
-    from edgemllm.cli.main import quiet_libraries
 
     kind = "json" if json else "jsonl" if jsonl else output
     if kind not in FORMATS:
         raise UsageError(f"--output {output} is unknown", f"one of {', '.join(FORMATS)}")
     contexts = [parse_count(word, "--context") for word in options.listed(context, "--context")]
-    quiet_libraries(verbose)
     from edgemllm.commands.bench.grid import STOCK, grid
     from edgemllm.device import profiles
     from edgemllm.launch import Request
@@ -91,15 +87,15 @@ class Bench:
 
     def __init__(self, launch: Launch, display: Display, kind: str) -> None:
         self.launch, self.display, self.kind = launch, display, kind
+        self.events = Events("bench", json=kind == "json", jsonl=kind == "jsonl")
         self.runs: list[dict[str, Any]] = []
         self.failure: EdgeError | None = None
-        self.began = time.monotonic()
 
     def go(self, cells: list[Cell]) -> None:
         """Measure cell after cell; whatever ends it, what was measured is written."""
         from edgemllm.commands.bench.grid import run
 
-        self._event("start", **self._head(), cells=len(cells))
+        self.events.event("start", **self._head(), cells=len(cells))
         try:
             with Interrupts():
                 for number, cell in enumerate(cells, 1):
@@ -121,28 +117,20 @@ class Bench:
 
     def _add(self, found: dict[str, Any]) -> None:
         self.runs.append(found)
-        self._event("run", **found)
+        self.events.event("run", **found)
 
     def _write(self, code: int) -> None:
         from edgemllm.commands.bench import report as speed
 
         self.display.clear()
-        if self.kind == "json":
-            print(json_module.dumps({"schema": SCHEMA, "command": "bench", **self._head(), "runs": self.runs}), flush=True)
-        elif self.kind == "jsonl":
-            print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
-        elif self.kind == "csv":
+        self.events.close(code, {**self._head(), "runs": self.runs})
+        if self.kind == "csv":
             writer = csv_module.DictWriter(sys.stdout, speed.FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(speed.flat(found) for found in self.runs)
             sys.stdout.flush()
-        elif self.runs:
+        elif self.kind == "md" and self.runs:
             print(speed.table(self.runs), flush=True)
-
-    def _event(self, name: str, **fields: Any) -> None:
-        if self.kind == "jsonl":
-            seconds = round(time.monotonic() - self.began, 3)
-            print(json_module.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}), flush=True)
 
     def _head(self) -> dict[str, Any]:
         told = self.launch.describe()

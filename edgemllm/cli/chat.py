@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_module
+import functools
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,9 +70,7 @@ def chat(
     asked: Iterator[str] = iter(questions or ())
     if not questions and not interactive and not dry_run:
         asked = _lines(sys.stdin)
-    from edgemllm.cli.main import quiet_libraries
 
-    quiet_libraries(verbose)
     from edgemllm.launch import Request, prepare
     from edgemllm.media.detail import Detail
     from edgemllm.media.video import Video
@@ -83,14 +82,23 @@ def chat(
     asked_for = (model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code, system)
     launch = prepare(Request(*asked_for, detail), lambda config: _input_tokens(config, sources, image, questions or [], detail))
     if dry_run:
-        from edgemllm.cli.plan import arithmetic
+        from edgemllm.cli.plan import dry_run as plan_only
 
-        print(json_module.dumps(launch.plan.as_json()) if json or jsonl else arithmetic(launch.plan))
-        raise typer.Exit(0 if launch.plan.fits else 4)
+        plan_only(launch, json or jsonl)
+    from edgemllm.commands.chat.repl import converse
     from edgemllm.commands.chat.run import Chat
+    from edgemllm.commands.events import Events
 
-    run = Chat(launch, display, Sampling(max_tokens, temperature, top_p, seed), json, jsonl)
-    run.go(sources, image, asked, interactive)
+    run = Chat(launch, display, Sampling(max_tokens, temperature, top_p, seed), Events("chat", json, jsonl))
+    if interactive:
+        run.go(sources, image, functools.partial(converse, run))
+        return
+    first = next(asked, None)
+    if first is None:
+        display.say("no question on standard input: nothing was asked")
+        run.go(sources, image, None)
+    else:
+        run.go(sources, image, functools.partial(run.answer_all, itertools.chain([first], asked)))
 
 
 def _lines(stream: Any) -> Iterator[str]:

@@ -1,8 +1,12 @@
-"""Help pages: plain text with a heading for each panel. Rich panels take longer to import than the rest of a page."""
+"""A command: its help page, and how much the libraries below it may say."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import sys
+import warnings
 from typing import Any
 
 from typer.core import TyperCommand
@@ -11,7 +15,15 @@ EVERY = "Each --option is also read from the environment: --kv-budget from EDGEM
 
 
 class Command(TyperCommand):
-    """A command whose help has its options under the panels they belong to."""
+    """A command whose help has its options under the panels they belong to.
+
+    The page is plain text: rich panels take longer to import than the rest of it.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it, with libraries that are silent unless `--verbose`."""
+        quiet_libraries(ctx.params.get("verbose", False))
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write every panel, in the order of its first option."""
@@ -29,3 +41,15 @@ class Command(TyperCommand):
         """Say once what would otherwise stand behind every option."""
         formatter.write_paragraph()
         formatter.write_text(EVERY)
+
+
+def quiet_libraries(verbose: bool) -> None:
+    """Silence libraries unless asked otherwise: stderr is our interface. Transformers reads the environment when it is used."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr)
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    warnings.filterwarnings("ignore")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,6 @@ from edgemllm.units import parse_time
 
 if TYPE_CHECKING:
     from edgemllm.session import Session
-
-SCHEMA = "edgemllm/1"
 
 
 def inspect(
@@ -56,20 +53,19 @@ def inspect(
     Writes attention.png, entropy.png (how spread attention is in each layer) and kept.png.
     --kv-budget auto is half of the input, or as much as the policies need at least.
     """
-    from edgemllm.cli.main import quiet_libraries
-    from edgemllm.commands.perplexity.plot import check
+    from edgemllm.commands import figures
+    from edgemllm.commands.events import headed, write
     from edgemllm.screen import Display
 
     if not video and not text:
         raise UsageError("nothing to look at", "--video clip.mp4 or --text page.txt")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file", "name a folder")
-    check(out.parent / "attention.png", "inspect")
+    figures.check(out.parent / "attention.png", "inspect")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {out}: {error.strerror}", "another folder for --out") from error
-    quiet_libraries(verbose)
     from edgemllm.cache.chunk import Modality
     from edgemllm.commands.inspect import pictures
     from edgemllm.commands.inspect.watch import LONGEST, Kept, Watcher, entropies
@@ -128,9 +124,7 @@ def inspect(
     files = [str(out / name) for name in ("attention.png", "entropy.png", "kept.png")]
     if json:
         described = [{"layer": number, **dataclasses.asdict(each)} for number, each in enumerate(found)]
-        print(
-            json_module.dumps({"schema": SCHEMA, "command": "inspect", "tokens": length, "entropy": described, "files": files})
-        )
+        write(headed("inspect", {"tokens": length, "entropy": described, "files": files}))
         return
     display.say(f"{length} tokens, {int(vision.sum())} of them video; entropy in nats")
     print("| layer | self | cross | of at most |\n|---|---|---|---|")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import logging
 import os
 import sys
 import traceback
@@ -119,24 +118,6 @@ def root(
     ctx.default_map = defaults_from_files(
         {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
     )
-
-
-def quiet_libraries(verbose: bool) -> None:
-    """Libraries say nothing on their own unless asked to: stderr is our interface."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, stream=sys.stderr)
-    if verbose:
-        return
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -41,14 +41,12 @@ def models(name: Name = None) -> None:
 
 
 def _one(name: str) -> None:
-    from edgemllm.cli.main import quiet_libraries
     from edgemllm.cli.plan import over_profiles, table
     from edgemllm.device.memory import human_bytes
     from edgemllm.launch import Request
     from edgemllm.models import shipped
     from edgemllm.models.loading import locate
 
-    quiet_libraries(False)
     model = shipped.architecture(name)
     close = shipped.matching(name)
     if model == name != "demo" and close and "/" not in name and not Path(name).is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgemllm.cli import options
+from edgemllm.commands.events import headed, write
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.perplexity.output import SCHEMA, Output
+from edgemllm.commands.perplexity.output import Output
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.units import parse_count
 
@@ -56,8 +56,7 @@ def perplexity(
     Chunks of --chunk tokens go in, the policy evicts between them; --chunk 1 is what papers mean. Without --text the text
     comes from standard input.
     """
-    from edgemllm.cli.main import quiet_libraries
-    from edgemllm.commands.perplexity.plot import check as check_plot
+    from edgemllm.commands import figures
     from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
@@ -70,9 +69,8 @@ def perplexity(
     if not text and sys.stdin.isatty():
         raise UsageError("no text was named", "--text book.txt, a folder, or - for standard input")
     if plot is not None:
-        check_plot(plot)
+        figures.check(plot, "--plot")
     names = options.listed(policy, "--policy") if policy is not None else []
-    quiet_libraries(verbose)
     from edgemllm.commands.lineup import line_up
     from edgemllm.commands.perplexity.checkpoint import Checkpoint
     from edgemllm.commands.perplexity.text import Text
@@ -106,8 +104,8 @@ def _plan(launches: list[Launch], json: bool) -> None:
     from edgemllm.cli.plan import arithmetic
 
     if json:
-        plans = [{"policy": launch.policy_name, **launch.plan.as_json()} for launch in launches]
-        print(json_module.dumps({"schema": SCHEMA, "command": "perplexity", "plans": plans}))
+        plans = [{"policy": launch.policy_name, **headed("plan", launch.plan.as_json())} for launch in launches]
+        write(headed("perplexity", {"plans": plans}))
     else:
         print("\n".join(f"{launch.policy_name}, chunk {launch.chunk}\n{arithmetic(launch.plan)}" for launch in launches))
     raise typer.Exit(0 if all(launch.plan.fits for launch in launches) else 4)

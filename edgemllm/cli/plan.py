@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgemllm.cli import options
+from edgemllm.commands.events import Events, headed, write
+from edgemllm.commands.tables import aligned
 from edgemllm.errors import DoesNotFitError
 
 if TYPE_CHECKING:
     from edgemllm.launch import Launch, Request
     from edgemllm.models.loading import Checkpoint
     from edgemllm.planning.plan import Plan
-
-SCHEMA = "edgemllm/1"
 
 
 def plan(
@@ -41,11 +40,9 @@ def plan(
 
     --profile all: a table over every device; with --model all, of every known model.
     """
-    from edgemllm.cli.main import quiet_libraries
     from edgemllm.launch import Request, prepare
     from edgemllm.media.detail import Detail
 
-    quiet_libraries(verbose)
     request = Request(
         model, profile, policy, set, kv_budget, quant, dtype, device, chunk, offline, trust_remote_code,
         detail=Detail(max_pixels, tokens_per_frame),
@@ -58,11 +55,19 @@ def plan(
         return
     launch = prepare(request, plan_only=True)
     if json or jsonl:
-        print(json_module.dumps(launch.plan.as_json()))
-        if jsonl:
-            print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": 0 if launch.plan.fits else 4}))
+        write(headed("plan", launch.plan.as_json()))
+        Events("plan", jsonl=jsonl).close(0 if launch.plan.fits else 4, {})
     else:
         print(f"{model} on {launch.profile.title}: {launch.policy_name}, weights {launch.quant}, {launch.dtype}")
+        print(arithmetic(launch.plan))
+    raise typer.Exit(0 if launch.plan.fits else 4)
+
+
+def dry_run(launch: Launch, json: bool) -> None:
+    """End a command with its plan: exit 0 if it fits, 4 if not."""
+    if json:
+        write(headed("plan", launch.plan.as_json()))
+    else:
         print(arithmetic(launch.plan))
     raise typer.Exit(0 if launch.plan.fits else 4)
 
@@ -118,15 +123,14 @@ def _every_profile(request: Request, json: bool) -> None:
         for name, made in found.items():
             body = {"error": made.message} if isinstance(made, DoesNotFitError) else _body(made)
             plans.append({"profile": name, "fits": False, **body})
-        print(json_module.dumps({"schema": SCHEMA, "command": "plan", "model": request.model, "plans": plans}))
+        write(headed("plan", {"model": request.model, "plans": plans}))
     else:
         print(table(found))
     raise typer.Exit(0 if any(not isinstance(made, DoesNotFitError) and made.plan.fits for made in found.values()) else 4)
 
 
 def _body(launch: Launch) -> dict[str, Any]:
-    fields = launch.plan.as_json()
-    return {"quant": launch.quant, **{key: value for key, value in fields.items() if key not in ("schema", "command")}}
+    return {"quant": launch.quant, **launch.plan.as_json()}
 
 
 def table(found: dict[str, Launch | DoesNotFitError]) -> str:
@@ -142,14 +146,8 @@ def table(found: dict[str, Launch | DoesNotFitError]) -> str:
         speed = f"{plan.decode_tps_ceiling:.0f}" if plan.decode_tps_ceiling else "-"
         verdict = "fits" if plan.fits else "does not fit"
         rows.append((name, made.quant, *(f"{size / 2**30:.2f}" for size in sizes), str(plan.kv_budget_tokens), speed, verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = []
-    for row in rows:
-        padded = zip(row, widths, strict=True)
-        cells = [cell.ljust(width) if cell in (row[0], row[1], row[-1]) else cell.rjust(width) for cell, width in padded]
-        lines.append("  ".join(cells).rstrip())
     note = "bytes in GiB; tok/s: what memory bandwidth allows at most while decoding; -: unknown, or not the limit"
-    return "\n".join([*lines, note])
+    return "\n".join([*aligned(rows, left=(0, 1, len(head) - 1)), note])
 
 
 def _every_model(request: Request) -> None:

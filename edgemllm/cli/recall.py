@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +14,6 @@ from edgemllm.units import parse_count
 if TYPE_CHECKING:
     from edgemllm.launch import Launch
 
-SCHEMA = "edgemllm/1"
 FOOTAGE = ("static", "diverse")
 NEEDLES = ("slides", "text")
 
@@ -74,8 +72,7 @@ def recall(
     list, 5%,10%,15%. The policy full keeps everything, without a budget: the reference that tells what the model cannot
     do from what a policy lost.
     """
-    from edgemllm.cli.main import quiet_libraries
-    from edgemllm.commands.perplexity.plot import check as check_plot
+    from edgemllm.commands import figures
     from edgemllm.screen import Display
 
     display = Display("none" if quiet else progress)
@@ -85,8 +82,7 @@ def recall(
     if needles not in NEEDLES:
         raise UsageError(f"--needles {needles} is unknown", "slides, text or auto")
     if plot is not None:
-        check_plot(plot)
-    quiet_libraries(verbose)
+        figures.check(plot, "--plot")
     from edgemllm.commands.lineup import line_up
     from edgemllm.device import profiles
     from edgemllm.launch import Request
@@ -105,15 +101,14 @@ def recall(
     lacking = next((launch.plan for launch in launches if not launch.plan.fits), None)
     if lacking is not None:
         raise lacking.error()
+    from edgemllm.commands.events import Events
     from edgemllm.commands.recall.command import Recall
 
-    run = Recall(display, launches, kinds, protocols, needles, length, facts, streams, seed, against or names[0], jsonl)
+    events = Events("recall", json, jsonl)
+    run = Recall(display, launches, kinds, protocols, needles, length, facts, streams, seed, against or names[0], events)
     run.go()
-    if json:
-        print(json_module.dumps({"schema": SCHEMA, "command": "recall", **run.head(), "runs": run.runs()}), flush=True)
-    elif jsonl:
-        print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": run.code}), flush=True)
-    else:
+    events.close(run.code, {**run.head(), "runs": run.runs()})
+    if events.text:
         from edgemllm.commands.recall.report import table
 
         print(table(run.runs()), flush=True)

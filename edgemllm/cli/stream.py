@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as json_module
 import os
 import sys
 from collections.abc import Iterator
@@ -102,10 +101,7 @@ def stream(
 
     display = Display("none" if quiet else progress)
     out = _answers(json, jsonl, srt, vtt)
-    from edgemllm.cli.main import quiet_libraries
-
     with Interrupts(saves=True) as interrupts, contextlib.ExitStack() as at_end:
-        quiet_libraries(verbose)
         from edgemllm import session_file
         from edgemllm.commands.lineup import limit
         from edgemllm.commands.stream.rounds import Rounds
@@ -137,10 +133,9 @@ def stream(
             lambda config: _input_tokens(config, watched, schedule, detail),
         )
         if dry_run:
-            from edgemllm.cli.plan import arithmetic
+            from edgemllm.cli.plan import dry_run as plan_only
 
-            print(json_module.dumps(launch.plan.as_json()) if json or jsonl else arithmetic(launch.plan))
-            raise typer.Exit(0 if launch.plan.fits else 4)
+            plan_only(launch, json or jsonl)
         session = launch.open(display.step)
         if state and resume is not None:
             session_file.load(session, resume)

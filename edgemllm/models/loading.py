@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -62,12 +63,22 @@ def locate(
     """Find a checkpoint and read its configuration. Raises MissingError (no such model, missing files) and UsageError."""
     from transformers import AutoConfig
 
+    _follow_verbosity()
     if name.startswith(shipped.PREFIX):
         config = AutoConfig.for_model(**shipped.read(name.removeprefix(shipped.PREFIX)))
         return Checkpoint(name, None, config)
     folder = DEMO if name == "demo" else hub.find(shipped.full_name(name, say), offline, say)
     hub.check_files(name, folder)
     return Checkpoint(name, folder, read_config(name, folder, trust_remote_code))
+
+
+def _follow_verbosity() -> None:
+    """Silence transformers where its own TRANSFORMERS_VERBOSITY says so: also its progress bars, also if imported before."""
+    from transformers.utils import logging
+
+    if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 @release_freed_pages()

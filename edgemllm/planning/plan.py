@@ -72,10 +72,9 @@ class Plan:
     """The kind of memory, its source and the device, for messages."""
 
     def as_json(self) -> dict[str, Any]:
-        """The object of `edgemllm plan --json`."""
+        """The fields of a plan in JSON."""
         values = asdict(self)
-        fields = {name: values[name] for name in JSON_FIELDS}
-        return {"schema": "edgemllm/1", "command": "plan", **fields, "suggestions": list(self.suggestions)}
+        return {name: values[name] for name in JSON_FIELDS} | {"suggestions": list(self.suggestions)}
 
     def error(self) -> DoesNotFitError:
         """What is needed, what is free, and what to type."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgemllm.commands.tables import markdown
 from edgemllm.device.memory import human_bytes
 from edgemllm.units import short_count
 
@@ -33,16 +34,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         "policy", "quant", "context", "budget", "first token ms", "prefill tok/s", "decode ms", "p10-p90", "tok/s", "roofline",
         "KV", "peak",
     )  # fmt: skip
-    rows = [head, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    rule = tuple("-" * (width - (column > 1)) + ":" * (column > 1) for column, width in enumerate(widths))
-
-    def line(row: tuple[str, ...]) -> str:
-        pairs = enumerate(zip(row, widths, strict=True))
-        cells = [text.ljust(width) if column < 2 else text.rjust(width) for column, (text, width) in pairs]
-        return f"| {' | '.join(cells)} |"
-
-    return "\n".join(line(row) for row in (rows[0], rule, *rows[1:]))
+    return markdown([head, *(_row(run) for run in runs)], left=2)
 
 
 def _row(run: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import typer
 
+from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
@@ -21,46 +21,28 @@ from edgemllm.models.chat import Sampling
 from edgemllm.screen import Display, remembered
 from edgemllm.session import FRAMES_AT_ONCE, Session
 
-SCHEMA = "edgemllm/1"
-
 
 class Chat:
     """Watches, answers and reports."""
 
-    def __init__(self, launch: Launch, display: Display, sampling: Sampling, json: bool, jsonl: bool) -> None:
-        self.launch, self.display, self.sampling = launch, display, sampling
-        self.json, self.jsonl = json, jsonl
+    def __init__(self, launch: Launch, display: Display, sampling: Sampling, events: Events) -> None:
+        self.launch, self.display, self.sampling, self.events = launch, display, sampling, events
         self.turns: list[dict[str, Any]] = []
         self.video: Video | None = None
         self.session: Session
-        self.began = time.monotonic()
 
-    def go(self, videos: list[Video], images: list[str], asked: Iterator[str], interactive: bool) -> None:
-        """Watch, answer, and close the output whatever happens."""
-        display = self.display
-        if not interactive:
-            first = next(asked, None)
-            if first is None:
-                display.say("no question on standard input: nothing was asked")
+    def go(self, videos: Sequence[Video], images: Sequence[str], talk: Callable[[Interrupts], None] | None) -> None:
+        """Load, look and `talk`, and close the output whatever happens; with None, nobody is there to ask."""
         with Interrupts() as interrupts:
-            self.event("start", **self.launch.describe())
-            self.event("plan", **{k: v for k, v in self.launch.plan.as_json().items() if k not in ("schema", "command")})
-            self.session = self.launch.open(display.step)
-            display.device = self.launch.device
+            self.events.event("start", **self.launch.describe())
+            self.events.event("plan", **self.launch.plan.as_json())
+            self.session = self.launch.open(self.display.step)
+            self.display.device = self.launch.device
             interrupts.session = self.session
             try:
-                if interactive or first is not None:
+                if talk is not None:
                     self.look(videos, images)
-                if interactive:
-                    from edgemllm.commands.chat.repl import converse
-
-                    converse(self, interrupts)
-                elif first is not None and not interrupts.asked():
-                    self.answer(first)
-                    for question in asked:
-                        if interrupts.asked():
-                            break
-                        self.answer(question)
+                    talk(interrupts)
                 self.close(interrupts.code)
             except EdgeError as error:
                 self.close(error.exit_code)
@@ -68,7 +50,14 @@ class Chat:
         if interrupts.code:
             raise typer.Exit(interrupts.code)
 
-    def look(self, videos: list[Video], images: list[str]) -> None:
+    def answer_all(self, asked: Iterable[str], interrupts: Interrupts) -> None:
+        """Answer one question after the other, until a signal comes."""
+        for question in asked:
+            if interrupts.asked():
+                break
+            self.answer(question)
+
+    def look(self, videos: Sequence[Video], images: Sequence[str]) -> None:
         """Show the media of the command line."""
         for path in images:
             with out_of_memory():
@@ -86,7 +75,7 @@ class Chat:
         self.display.say(f"{video.path}: {video.describe()}")
         if video.shortfall:
             self.display.say(f"warning: {video.shortfall}")
-        self.event("video", **self.video_json())
+        self.events.event("video", **self.video_json())
 
     def answer(self, question: str) -> None:
         """Ask, write the answer as it comes, then say what eviction has cost."""
@@ -98,12 +87,12 @@ class Chat:
             for piece in self.session.ask(question, self.sampling):
                 first = first or time.monotonic() - began
                 pieces.append(piece)
-                if not (self.json or self.jsonl):
+                if self.events.text:
                     sys.stdout.write(piece)
                     sys.stdout.flush()
         self.display.resume()
         self.display.clear()
-        if not (self.json or self.jsonl):
+        if self.events.text:
             print(flush=True)
         count, spent = meter.decode_tokens - tokens, meter.decode_s - seconds
         turn = {
@@ -114,43 +103,23 @@ class Chat:
             "decode_tps": round(count / spent, 2) if spent else 0.0,
         }
         self.turns.append(turn)
-        self.event("answer", **turn, kv=self.session.kv())
+        self.events.event("answer", **turn, kv=self.session.kv())
         self.display.say(f"  [{remembered(self.session)}]")
 
     # ---- output ------------------------------------------------------------------------------------------------
 
-    def event(self, name: str, **fields: Any) -> None:
-        """One line of `--jsonl`."""
-        if self.jsonl:
-            seconds = round(time.monotonic() - self.began, 3)
-            print(json_module.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}), flush=True)
-
     def close(self, code: int) -> None:
-        """The one object of `--json`, or the last event of `--jsonl`."""
+        """Write the one object of `--json`, or the last events of `--jsonl`."""
         self.display.clear()
-        if self.json:
-            print(json_module.dumps(self.result()), flush=True)
-        if self.jsonl:
-            self.event(
-                "stats",
-                kv=self.session.kv(),
-                memory=memory.report(self.launch.device),
-                speed=self.session.meter.rates(),
-            )
-            print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
+        figures = self.figures()
+        self.events.event("stats", **figures)
+        video = self.video_json() if self.video else None
+        self.events.close(code, {**self.launch.describe(), "turns": self.turns, "video": video, **figures})
 
-    def result(self) -> dict[str, Any]:
-        """The object of `--json`."""
-        return {
-            "schema": SCHEMA,
-            "command": "chat",
-            **self.launch.describe(),
-            "turns": self.turns,
-            "video": self.video_json() if self.video else None,
-            "kv": self.session.kv(),
-            "memory": memory.report(self.launch.device),
-            "speed": self.session.meter.rates(),
-        }
+    def figures(self) -> dict[str, Any]:
+        """Cache, memory and speed."""
+        device = self.launch.device
+        return {"kv": self.session.kv(), "memory": memory.report(device), "speed": self.session.meter.rates()}
 
     def video_json(self) -> dict[str, Any]:
         """The `video` object, of the latest video."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgemllm.errors import EdgeError
+from edgemllm.commands import figures
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgemllm.commands.inspect.watch import Kept, LayerEntropy
+
+ELSEWHERE = "another folder for --out"
 
 
 def attention(maps: Mapping[int, Tensor], vision: Tensor, path: Path) -> None:
@@ -30,7 +32,7 @@ def attention(maps: Mapping[int, Tensor], vision: Tensor, path: Path) -> None:
         )
         axes.set(xlabel="looked at (token)", ylabel="looking (token)" if column == 0 else "")
     figure.colorbar(shown, ax=panels[1].tolist(), label="attention, mean of heads", shrink=0.8)
-    _write(figure, path)
+    figures.save(figure, path, ELSEWHERE)
 
 
 def entropy(found: Sequence[LayerEntropy], path: Path) -> None:
@@ -47,7 +49,7 @@ def entropy(found: Sequence[LayerEntropy], path: Path) -> None:
     axes.set(xlabel="layer", ylabel="entropy, nats", ylim=(0, None), xticks=list(layers) if len(found) < 40 else None)
     axes.grid(visible=True, linewidth=0.3)
     axes.legend(fontsize="small")
-    _write(figure, path)
+    figures.save(figure, path, ELSEWHERE)
 
 
 def kept(runs: Mapping[str, Kept], path: Path) -> None:
@@ -66,11 +68,4 @@ def kept(runs: Mapping[str, Kept], path: Path) -> None:
     panels[0].set_ylabel("tokens seen")
     panels[0].invert_yaxis()
     figure.colorbar(shown, ax=panels.tolist(), label="share of layers and heads that hold it", shrink=0.8)
-    _write(figure, path)
-
-
-def _write(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise EdgeError(f"cannot write the picture {path}: {error.strerror or error}", "another folder for --out") from error
+    figures.save(figure, path, ELSEWHERE)

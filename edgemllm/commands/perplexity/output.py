@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgemllm.commands.events import Events
 from edgemllm.errors import EdgeError
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from edgemllm.commands.perplexity.text import Text
     from edgemllm.launch import Launch
     from edgemllm.screen import Display
-
-SCHEMA = "edgemllm/1"
 
 
 class Output:
@@ -27,11 +24,10 @@ class Output:
         self, display: Display, launches: list[Launch], source: Text, target: int | None, json: bool, jsonl: bool
     ) -> None:
         self.display, self.launches, self.source, self.target = display, launches, source, target
-        self.json, self.jsonl = json, jsonl
+        self.events = Events("perplexity", json, jsonl)
         self.runs: list[dict[str, Any]] = []
         self.code = 0
         self.failure: EdgeError | None = None
-        self.began = time.monotonic()
         self._told = (0, 0)
         """The newest curve point's tokens and the loops that were last spoken of."""
 
@@ -55,7 +51,7 @@ class Output:
         point, loops = self._told
         if run.stream.loops > loops:
             self.say(f"{run.policy}: the text has ended after {run.sums.tokens} tokens and begins again ({run.stream.loops})")
-        if self.jsonl and run.curve.points and run.curve.points[-1].tokens > point:
+        if self.events.jsonl and run.curve.points and run.curve.points[-1].tokens > point:
             for row in run.curve.as_json(run.curve.points[-1]):
                 if row["tokens"] > point:
                     self.event("point", policy=run.policy, chunk=run.session.chunk, **row)
@@ -83,11 +79,8 @@ class Output:
 
         self.display.clear()
         self.code = code
-        if self.json:
-            print(json_module.dumps({"schema": SCHEMA, "command": "perplexity", **self._head(), "runs": self.runs}), flush=True)
-        elif self.jsonl:
-            print(json_module.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}), flush=True)
-        elif self.runs:
+        self.events.close(code, {**self._head(), "runs": self.runs})
+        if self.events.text and self.runs:
             print(table(self.runs), flush=True)
 
     def plot(self, path: Path) -> None:
@@ -111,9 +104,7 @@ class Output:
 
     def event(self, name: str, **fields: Any) -> None:
         """One line of `--jsonl`."""
-        if self.jsonl:
-            seconds = round(time.monotonic() - self.began, 3)
-            print(json_module.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}), flush=True)
+        self.events.event(name, **fields)
 
     def _head(self) -> dict[str, Any]:
         first = self.launches[0].describe()

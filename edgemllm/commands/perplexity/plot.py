@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemllm.errors import EdgeError, MissingError, UsageError
+from edgemllm.commands import figures
 from edgemllm.units import short_count
 
-ENDINGS = (".png", ".svg", ".pdf")
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 """Okabe and Ito's, which colour-blind people can tell apart."""
 
 SPAN = 20
 """The bold line shows the perplexity of the latest 1/SPAN of the whole run, the pale one of each stretch between points."""
-
-
-def check(path: Path, option: str = "--plot") -> None:
-    """Raise before a long run what would otherwise be found behind it: no matplotlib, no folder, no such format."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(f"{option} needs matplotlib, which is not installed", "pip install 'edgemllm[plot]'")
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{option} {path}: the ending says no format", f"one of {', '.join(ENDINGS)}")
-    if not path.parent.is_dir():
-        raise MissingError(f"no folder {path.parent} for the plot", f"mkdir -p {path.parent}")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{option} {path} exists and is no file", "another name")
 
 
 def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -66,12 +52,7 @@ def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     for axes in (above, middle, below):
         axes.grid(visible=True, which="major", linewidth=0.4, color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise EdgeError(
-            f"cannot write the plot {path}: {error.strerror or error}", "the same run with --json and another place"
-        ) from error
+    figures.save(figure, path)
 
 
 def _draw(run: Mapping[str, Any], color: str, longest: int, above: Any, middle: Any, below: Any) -> None:

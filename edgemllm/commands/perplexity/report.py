@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.commands.perplexity.curve import START, perplexity
+from edgemllm.commands.tables import aligned
 from edgemllm.device import memory
 from edgemllm.device.memory import human_bytes
 from edgemllm.units import clock, short_count
@@ -76,15 +77,6 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
                          *(_agreement(after) if after else ("-", "-"))))  # fmt: skip
         lines += ["", *aligned(rows)]
     return "\n".join(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first one to the left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def _agreement(found: Mapping[str, Any]) -> tuple[str, str]:

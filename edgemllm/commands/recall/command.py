@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.recall.needles import slide_haystack, text_haystack
 from edgemllm.commands.recall.run import PROTOCOLS, Stream
@@ -15,8 +14,6 @@ from edgemllm.commands.recall.score import Score, paired
 from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, out_of_memory
 from edgemllm.screen import Display
-
-SCHEMA = "edgemllm/1"
 
 
 @dataclass
@@ -33,13 +30,12 @@ class Recall:
     streams: int
     seed: int
     against: str
-    jsonl: bool
+    events: Events
     scores: dict[tuple[str, str, int], Score] = field(default_factory=dict)
     """By footage, protocol and the launch's number."""
     kv: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     code: int = 0
     done: int = 0
-    started: float = field(default_factory=time.monotonic)
 
     def go(self) -> None:
         """Run until all streams are asked or a signal comes; what was counted stays."""
@@ -109,13 +105,10 @@ class Recall:
         score.add(answers, self._bins(protocol, answers.distances))
         self.kv[kind, protocol, place] = session.kv()
         self.done += 1
-        if self.jsonl:
-            event = {
-                "event": "stream", "t": round(time.monotonic() - self.started, 3), "policy": launch.policy_name,
-                "between": kind, "protocol": protocol, "kv_budget_tokens": launch.budget, "seed": stream.haystack.seed,
-                "share": sum(answers.right) / len(answers.right),
-            }  # fmt: skip
-            print(json_module.dumps({"schema": SCHEMA, **event}), flush=True)
+        self.events.event(
+            "stream", policy=launch.policy_name, between=kind, protocol=protocol, kv_budget_tokens=launch.budget,
+            seed=stream.haystack.seed, share=sum(answers.right) / len(answers.right),
+        )  # fmt: skip
         self.display.update(
             lambda: (
                 f"stream {self.done}/{self._planned()}  {launch.policy_name} {launch.budget}  {kind} {protocol}  "

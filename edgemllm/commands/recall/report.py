@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgemllm.errors import EdgeError
+from edgemllm.commands import figures
+from edgemllm.commands.tables import markdown
 
 HEAD = (
     *("policy", "KV", "tokens", "between", "asked"),
@@ -40,9 +41,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         )
         for run in runs
     ]
-    widths = [max(len(row[i]) for row in (HEAD, *rows)) for i in range(len(HEAD))]
-    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in (HEAD, *rows)]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown([HEAD, *rows], left=len(HEAD))
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
@@ -93,9 +92,4 @@ def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     figure.suptitle(title, fontsize="medium")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize="small")
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise EdgeError(
-            f"cannot write the plot {path}: {error.strerror}", "the same run with --json and another place"
-        ) from error
+    figures.save(figure, path)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
+from edgemllm.commands.events import Events, headed
 from edgemllm.units import clock
-
-SCHEMA = "edgemllm/1"
 
 
 class Answers:
@@ -51,7 +49,7 @@ class JsonLinesAnswers(Answers):
     """`--jsonl`: one object an event."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
+        self._events = Events("stream", jsonl=True)
 
     def start(self, **fields: Any) -> None:
         self.event("start", command="stream", **fields)
@@ -61,12 +59,11 @@ class JsonLinesAnswers(Answers):
         self.event("answer", question=question, answer=answer, video_s=seconds, kv=kv, **cut)
 
     def event(self, name: str, **fields: Any) -> None:
-        seconds = round(time.monotonic() - self._began, 3)
-        _write(json.dumps({"schema": SCHEMA, "event": name, "t": seconds, **fields}) + "\n")
+        self._events.event(name, **fields)
 
     def close(self, code: int, **fields: Any) -> None:
         self.event("stats", **fields)
-        _write(json.dumps({"schema": SCHEMA, "event": "end", "exit_code": code}) + "\n")
+        self._events.close(code, {})
 
 
 class JsonAnswers(Answers):
@@ -76,7 +73,7 @@ class JsonAnswers(Answers):
         self._turns = 0
 
     def start(self, **fields: Any) -> None:
-        head = json.dumps({"schema": SCHEMA, "command": "stream", **fields})
+        head = json.dumps(headed("stream", fields))
         _write(f'{head[:-1]}, "turns": [')
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
