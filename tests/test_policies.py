@@ -230,6 +230,88 @@ def test_rho_keeps_that_share_of_a_prompt_and_gives_the_rest_back(name: str) -> 
         assert sum(layer.length for layer in cache.layers) <= 400 * 3
 
 
+def read(policy, length: int, budget: int):
+    """The cache of a tiny model after a prompt of so many tokens, in chunks of 50."""
+    tiny = llama()
+    cache = tiny.family.new_cache(policy, budget, 50)
+    tiny.use(NAME)
+    for part in tiny.text_chunk(random_ids(length)).split(50):
+        forward(tiny.text, cache, part)
+    policy.after_prefill(cache)
+    return tiny, cache
+
+
+@pytest.mark.parametrize("name", [name for name in policies.names() if policies.find(name).one_shot])
+def test_rho_never_cuts_below_what_the_policy_needs(name: str) -> None:
+    """A short prompt, then a short second one; the window that is always kept stays whole."""
+    policy = policies.build(name, ["rho=0.05"])
+    tiny, cache = read(policy, 20, 400)
+    least = min(20, policy.minimum())
+    assert min(layer.length for layer in cache.layers) >= least
+    forward(tiny.text, cache, tiny.text_chunk(random_ids(5), 20))
+    policy.after_prefill(cache)
+    assert min(layer.length for layer in cache.layers) >= min(25, policy.minimum())
+
+
+def test_rho_is_rounded_up_exactly() -> None:
+    _, cache = read(policies.build("look-m", ["rho=0.07"]), 100, 400)
+    assert [layer.length for layer in cache.layers] == [7] * 3
+
+
+@pytest.mark.parametrize(
+    ("rho", "sizes"),
+    [
+        ("0.8", [480] * 6),  # 600 < 2 x (480 - 32): all the same
+        ("0.55", [600, 492, 384, 276, 168, 60]),  # no layer above the prompt, where 2b - b/beta + w is 614
+        ("0.2", [202, 168, 135, 102, 69, 36]),
+    ],
+)
+def test_pyramidkv_divides_a_prompt_as_its_authors_do(rho: str, sizes: list[int]) -> None:
+    policy, kept = policies.build("pyramidkv", [f"rho={rho}"]), round(float(rho) * 600)
+    found = policy.sizes([None] * 6, kept, 600)
+    assert sum(found) <= 6 * kept
+    assert found == pytest.approx(sizes, abs=3)
+
+
+@pytest.mark.parametrize("name", [name for name in policies.names() if policies.find(name).one_shot])
+def test_nothing_leaves_while_the_prompt_fits(name: str) -> None:
+    _, cache = read(policies.build(name), 300, 320)
+    assert [layer.length for layer in cache.layers] == [300] * 3
+    assert not any(layer.counts.evicted for layer in cache.layers)
+
+
+@pytest.mark.parametrize("setting", ["clamp=true", "as_released=true"])
+def test_meda_clamps_the_shares_of_a_prompt_and_not_those_of_a_stream(setting: str) -> None:
+    policy = policies.build("meda", [setting])
+    tiny, cache = read(policy, 20, 200)
+    for part in tiny.text_chunk(random_ids(400), 20).split(50):
+        forward(tiny.text, cache, part)
+    budgets = [layer.budget for layer in cache.layers]
+    assert 600 - 3 <= sum(budgets) <= 600
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "words"),
+    [
+        ("snapkv", "rho=0", "a number above 0 to 1"),
+        ("meda", "rho=nan", "a number above 0 to 1"),
+        ("snapkv", "window=0", "a whole number from 1 upwards"),
+        ("inf-mllm", "window=0", "a whole number from 1 upwards or prompt"),
+        ("inf-mllm", "window=question", "a whole number from 1 upwards or prompt"),
+        ("pyramidkv", "beta=0", "a whole number from 1 upwards"),
+        ("snapkv", "kernel=0", "a whole number, odd, from 1 upwards"),
+        ("snapkv", "kernel=4", "a whole number, odd, from 1 upwards"),
+        ("infinipot-v", "recent=0", "a whole number from 1 upwards"),
+        ("edge", "decay=2", "a number from 0 to 1"),
+        ("window", "slack=-1", "a whole number from 0 upwards"),
+        ("snapkv", "pooling=sum", "one of avg, max"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused_with_what_is_allowed(name: str, setting: str, words: str) -> None:
+    with pytest.raises(UsageError, match=f"--set {setting} of policy {name}: {words} expected"):
+        policies.build(name, [setting])
+
+
 def test_random_keeps_an_even_sample() -> None:
     kept = torch.zeros(90)
     for seed in range(60):

@@ -25,6 +25,9 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
 
         average (c + sum e) / (n + 1) · pivot (c + sum (e + c) / 2) / (n + 1) · weighted (c + sum s e) / (n + 1)
 
+    Cosines and sums are of keys before rotation: rotated back, merged, and rotated to the kept row's place. The papers do not
+    say which; both released codes take keys as cached, after rotation, which renumbering would make meaningless.
+
     `keys` = False leaves the keys as they are. `filtered` folds only rows whose similarity, averaged over the heads, reaches
     the mean of all (LOOK-M's released code). The caller drops the rest: this does not shorten the layer.
     """

@@ -7,6 +7,9 @@ Every cached token sums the attention that all later queries, since it came, hav
 Kept are the largest sums and the recent tokens, for every KV head alone (query heads that share one: their mean), at every
 step. Follows `utils_real_drop` of FMInference/H2O with keys unrotated, its streaming form. Sums are float32 and are never
 normalised, as published: old tokens have the advantage. Here room is made before tokens come in instead of after.
+
+As published: `slack=1`, and `positions=cache` (the default) for the streaming form, `positions=original` for the plain one. A
+prompt longer than the budget is read in chunks, with a choice before each, instead of at once.
 """
 
 from __future__ import annotations

@@ -7,6 +7,11 @@ Tokens are worth the attention that the whole prompt paid to them, text more tha
 Kept, once the prompt is in, are the best and the recent ones; every other token is folded into the kept token with the most
 similar key (`merge`), values following the keys. The paper's text both limits the important tokens and keeps all text; its
 code keeps all text (`keep_text`). Here the budget is hard: text beyond it is dropped, the least attended first.
+
+Departures: keys are compared and merged before rotation (`cache/merging.py`); the released code does both with rotated keys.
+The released average and weighted variants fold only tokens of at least mean likeness; here all are folded, as the paper says.
+As published: `positions=original`, and `rho` for one prompt; by default survivors are renumbered. `slack` matters only while
+a stream overflows.
 """
 
 from __future__ import annotations

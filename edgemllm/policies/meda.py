@@ -8,11 +8,17 @@ over the heads (Eq. 4-6), and all layers together (Eq. 7):
 Inside a layer: accumulated attention with the text prior S_T += max(S) (Eq. 8-9), the best and the recent ones are kept
 (Eq. 10), the rest is averaged into the kept token with the most similar key (Eq. 11-12).
 
-The papers stop at one prompt. Here attention is causal, so an image query sees only the text before it; the layers' shares are
-settled once, at the end of the first prompt or when the cache first fills, and the stream then goes on within them. Shares
-never exceed the budget: what a layer cannot use goes to the others. `as_released` follows AIoT-MLSys-Lab/MEDA where it departs
-from the paper: entropy of the whole self-attention, shares clamped to [0.01, 1] without handing on the surplus, recent and
-important tokens 1:1, all text kept, and only tokens of at least average likeness merged.
+The papers stop at one prompt (`rho`). Here attention is causal, so an image query sees only the text before it. The layers of
+a stream share their slots once, when they first are full, and the stream then continues within these shares. Shares never
+exceed the budget: what a layer cannot use goes to the others. Keys are compared and merged before rotation.
+
+`as_released` takes from AIoT-MLSys-Lab/MEDA: entropy of the whole self-attention, the shares of a prompt clamped to [0.01, 1]
+without handing on the surplus, recent and important tokens 1:1, text before any image token, and only tokens of at least mean
+likeness folded. It does not reproduce the rest: the budget is hard, so text is kept only as far as it goes; the recent window
+is not enlarged to the text's length and 100 more; the prompt is compressed at its end, not at the first decoded token; pure
+text is compressed too; keys are merged before rotation, as the released code does after; its averages pair merged rows with
+the wrong tokens, which is not copied. As published: `positions=original`; by default survivors are renumbered. `slack`
+matters only while a stream overflows.
 """
 
 from __future__ import annotations
@@ -48,7 +54,7 @@ class Meda(OneShot):
     """Share of the kept tokens that are the newest (the paper's 3:1; 0.5 in the released code)."""
 
     clamp: bool = False
-    """Shares within [0.01, 1] of the prompt without handing on what is cut off (the released code): keeps less than rho."""
+    """A prompt's shares (`rho`) within [0.01, 1], what is cut off is lost (the released code): keeps less than rho."""
 
     merge: Merge = "average"
     """How dropped tokens are folded in."""
@@ -57,7 +63,7 @@ class Meda(OneShot):
     """Fold keys too, where positions are 1-D; under M-RoPE an averaged key has no one place, and only values are folded."""
 
     as_released: bool = False
-    """The released code's departures from the paper, all at once."""
+    """The released code's entropy, clamp, 1:1 split, text first and filtered merging, but within the budget (see above)."""
 
     observe_window: ClassVar[int] = ALL
 

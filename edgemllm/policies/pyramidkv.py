@@ -4,7 +4,12 @@ With b the mean budget beside the window, the layers' budgets fall linearly from
 
     k_l = max - l (max - min) / (L - 1),   min = b / beta,   max = 2 b - min
 
-Follows Zefan-Cai/PyramidKV, including its integer divisions.
+Follows Zefan-Cai/PyramidKV, including its integer divisions: of a prompt of N tokens (`rho`) no layer gets more than N - w
+beside its window, the later ones take what is over, and where N < 2b all layers get the same. As there, `positions=original`
+is the published setting; by default survivors are renumbered.
+
+The layers of a stream have equal slots until they first are full, so that nothing leaves while all fits, and the schedule's
+from then on, whose length nobody knows: early layers may then have more room than the prompt has tokens.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@ to it, pooled along the sequence so that a find keeps its neighbourhood:
 Kept are the best and the window itself, once, when the prompt is in. Follows FasterDecoding/SnapKV, with the mean over the
 query heads of a KV head, so that grouped queries keep their saving. While a stream overflows the budget, the same choice is
 made with the latest queries (such a run is marked `streamed`).
+
+As published: `positions=original`, and `rho` or a budget that the prompt does not exceed on its way in. By default survivors
+are renumbered. `slack` matters only while a stream overflows.
 """
 
 from __future__ import annotations

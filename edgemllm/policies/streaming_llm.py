@@ -1,6 +1,7 @@
 """StreamingLLM: attention sinks plus a recent window (https://arxiv.org/abs/2309.17453).
 
 Follows mit-han-lab/streaming-llm: keys unrotated, positions renumbered inside the cache, room made before tokens come in.
+As published: `positions=cache` (the default) and `slack=1`; by default several tokens leave at once.
 """
 
 from __future__ import annotations
