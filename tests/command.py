@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 WAITING = 300
@@ -31,6 +33,42 @@ def run(
             process.kill()
             raise TimeoutError(f"{' '.join(arguments)}: not done after {WAITING} s\n{files[2].read_text()}")
         return subprocess.CompletedProcess(arguments, process.exitcode, files[1].read_text(), files[2].read_text())
+
+
+def type_to(*arguments: str, typed: str) -> tuple[int, str]:
+    """`edgemllm ARGUMENTS` on a terminal of its own, where `typed` is typed ahead; its exit code and what the screen got."""
+    master, slave = os.openpty()
+    process = _server.Process(target=_on_terminal, args=(arguments, os.ttyname(slave), Path.cwd()))
+    process.start()
+    os.write(master, typed.encode())
+    shown, ends = b"", time.monotonic() + WAITING
+    while process.is_alive() and time.monotonic() < ends:
+        if select.select([master], [], [], 0.1)[0]:
+            shown += os.read(master, 65536)
+    process.kill()
+    process.join()
+    while select.select([master], [], [], 0)[0]:
+        shown += os.read(master, 65536)
+    os.close(master)
+    os.close(slave)
+    return process.exitcode or 0, shown.decode(errors="replace").replace("\r\n", "\n")
+
+
+def _on_terminal(arguments: tuple[str, ...], terminal: str, cwd: Path) -> None:
+    os.setsid()
+    for number in (0, 1, 2):
+        opened = os.open(terminal, os.O_RDWR)  # the first that a session opens is its terminal
+        os.dup2(opened, number)
+    os.chdir(cwd)
+    for key in [key for key in os.environ if key.startswith("EDGEMLLM_")]:
+        del os.environ[key]
+    os.environ["TERM"] = "dumb"
+    # The interpreter's own were opened on whatever the server had.
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)
+    sys.argv = ["edgemllm", *arguments]
+    from edgemllm.cli.main import main
+
+    main()
 
 
 def _command(arguments: tuple[str, ...], files: list[Path], cwd: Path, environment: dict[str, str]) -> None:

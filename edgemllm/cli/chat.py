@@ -59,7 +59,7 @@ def chat(
 ) -> None:
     """Ask about video, images and text of any length.
 
-    Without a question: a conversation on a terminal (/help), otherwise one question a line from standard input.
+    Without a question: a conversation on a terminal (/help), otherwise one question or /command a line from standard input.
     """
     if any(not question.strip() for question in questions or []):
         raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
@@ -104,7 +104,7 @@ def chat(
 def _lines(stream: Any) -> Iterator[str]:
     for line in stream:
         if line.strip():
-            yield line.strip()
+            yield line.rstrip()
 
 
 def _input_tokens(config: Any, videos: list[Video], images: list[str], questions: list[str], detail: Detail) -> int | None:

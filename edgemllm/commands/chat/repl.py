@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING
+import glob
+import os
+from typing import TYPE_CHECKING, Any
 
+from edgemllm import policies
+from edgemllm.commands.chat.slash import COMMANDS
+from edgemllm.commands.terminal import no_echo
 from edgemllm.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgemllm.commands.chat.run import Chat
     from edgemllm.commands.interrupts import Interrupts
 
-HELP = """\
-/video PATH   watch a video or a folder of images; your next question closes the turn
-/image PATH   look at an image
-/stats        the cache, memory and speed; which part of the video is still remembered
-/clear        forget everything
-/save FILE    write the session (bounded cache and positions) to one file
-/load FILE    go on from a saved session
-/help         this
-/exit         end (also Ctrl-D); Ctrl-C stops an answer and keeps the session"""
+QUOTES = '"""'
 
 
 def converse(chat: Chat, interrupts: Interrupts) -> None:
-    """Read questions and commands until the end of input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  gives input() its line editing and history
+    """Read questions and commands until the end of input.
+
+    What is typed while an answer is written is not echoed, and is the next input.
+    """
+    _line_editing()
     chat.display.say("ask about what you have shown; /help lists the commands")
     while True:
         interrupts.session = None  # at the prompt Ctrl-C interrupts the reading, not the session
         interrupts.code = 0
         try:
-            line = input("> ").strip()
+            line = _read()
         except EOFError:
             print()
             return
@@ -41,48 +39,53 @@ def converse(chat: Chat, interrupts: Interrupts) -> None:
             continue
         interrupts.session = chat.session
         try:
-            if line == "/exit":
-                return
-            if line.startswith("/"):
-                command(chat, line)
-            elif line:
-                chat.answer(line)
+            with no_echo():
+                chat.take(line)
+        except EOFError:  # /exit
+            return
         except EdgeError as error:
             chat.display.say(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
         if interrupts.code == 143:
             return
 
 
-def command(chat: Chat, line: str) -> None:
-    """Run one /command."""
-    from edgemllm import session_file
-    from edgemllm.media.images import read_image
-    from edgemllm.media.video import Video
-    from edgemllm.screen import remembered, status, strip
+def _read() -> str:
+    """A line, or the lines between two \"\"\". Raises EOFError and KeyboardInterrupt."""
+    line = input("> ").rstrip()
+    if not line.startswith(QUOTES):
+        return line
+    text = line.removeprefix(QUOTES)
+    while not text.rstrip().endswith(QUOTES):
+        text += f"\n{input('. ')}"
+    return text.rstrip().removesuffix(QUOTES).strip()
 
-    name, _, argument = line.partition(" ")
-    argument = argument.strip()
-    if name in ("/video", "/image", "/save", "/load") and not argument:
-        raise EdgeError(f"{name} needs a path")
-    say = chat.display.say
-    if name == "/video":
-        chat.watch(Video.open(argument))
-    elif name == "/image":
-        chat.session.show(read_image(argument))
-    elif name == "/stats":
-        print(status(chat.session, chat.launch.device))
-        print(remembered(chat.session))
-        print(strip(chat.session))
-    elif name == "/clear":
-        chat.session.clear()
-        say("forgotten")
-    elif name == "/save":
-        size = session_file.save(chat.session, Path(argument))
-        say(f"saved to {argument} ({size} bytes)")
-    elif name == "/load":
-        session_file.load(chat.session, Path(argument))
-        say(f"loaded {argument}: {chat.session.cache.seen} tokens seen")
-    elif name == "/help":
-        print(HELP)
-    else:
-        raise EdgeError(f"unknown command {name}", "/help")
+
+# ---- completion --------------------------------------------------------------------------------------------------------
+
+
+def complete(line: str, word: str) -> list[str]:
+    """What `word`, the last of `line`, may become: a command, a path, a policy."""
+    name, space, _ = line.partition(" ")
+    if not space:
+        return [f"{each} " for each in COMMANDS if each.startswith(word)] if word.startswith("/") else []
+    if name == "/policy":
+        return [each for each in policies.names() if each.startswith(word)]
+    if name in COMMANDS and COMMANDS[name].argument in ("PATH", "FILE"):
+        found = sorted(glob.glob(f"{glob.escape(os.path.expanduser(word))}*"))
+        return [f"{path}/" if os.path.isdir(path) else path for path in found]
+    return []
+
+
+def _line_editing() -> None:
+    """Give input() history and completion, where Python has readline."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        def completer(word: str, number: int) -> str | None:
+            found: list[Any] = complete(readline.get_line_buffer(), word)
+            return found[number] if number < len(found) else None
+
+        readline.set_completer_delims(" ")
+        readline.set_completer(completer)
+        libedit = "libedit" in (readline.__doc__ or "")
+        readline.parse_and_bind("bind ^I rl_complete" if libedit else "tab: complete")

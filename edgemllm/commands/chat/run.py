@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +11,10 @@ from typing import Any
 
 import typer
 
+from edgemllm.commands.chat.slash import obey
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.terminal import no_echo
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
@@ -28,6 +32,8 @@ class Chat:
     def __init__(self, launch: Launch, display: Display, sampling: Sampling, events: Events) -> None:
         self.launch, self.display, self.sampling, self.events = launch, display, sampling, events
         self.turns: list[dict[str, Any]] = []
+        self.forgotten = 0
+        """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
         self.video: Video | None = None
         self.session: Session
 
@@ -51,11 +57,13 @@ class Chat:
             raise typer.Exit(interrupts.code)
 
     def answer_all(self, asked: Iterable[str], interrupts: Interrupts) -> None:
-        """Answer one question after the other, until a signal comes."""
-        for question in asked:
-            if interrupts.asked():
-                break
-            self.answer(question)
+        """Answer one question, or obey one /command, after the other until /exit or a signal."""
+        with contextlib.suppress(EOFError), no_echo():  # EOFError: /exit
+            for line in asked:
+                if interrupts.asked():
+                    break
+                self.take(line)
+                interrupts.session = self.session
 
     def look(self, videos: Sequence[Video], images: Sequence[str]) -> None:
         """Show the media of the command line."""
@@ -76,6 +84,20 @@ class Chat:
         if video.shortfall:
             self.display.say(f"warning: {video.shortfall}")
         self.events.event("video", **self.video_json())
+
+    def begin(self, launch: Launch) -> None:
+        """Go on with an empty session under another launch, with the weights that are loaded."""
+        family, quant = self.session.family, self.launch.quant
+        self.launch = dataclasses.replace(launch, quant=quant)
+        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, self.display.step)
+        self.forgotten = len(self.turns)
+
+    def take(self, line: str) -> None:
+        """Answer a question, or obey a /command. Raises EdgeError, and EOFError for /exit."""
+        if line.startswith("/"):
+            obey(self, line)
+        elif line.strip():
+            self.answer(line.strip())
 
     def answer(self, question: str) -> None:
         """Ask, write the answer as it comes, then say what eviction has cost."""
