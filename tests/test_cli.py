@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command import run
+from command import run, type_to
 
+from edgemllm.device.detect import DRIVERS
 from edgemllm.models.loading import DEMO
 
 LECTURE = DEMO / "lecture.mp4"
@@ -337,3 +338,42 @@ def test_a_value_that_was_not_typed_names_where_it_comes_from(tmp_path: Path) ->
     done = run("chat", "hi", cwd=tmp_path, EDGEMLLM_FPS="fast")
     assert done.returncode == 2
     assert "--fps (EDGEMLLM_FPS=fast in the environment): a number expected" in done.stderr
+
+
+@pytest.mark.parametrize(("command", "first"), [("policies", "edge"), ("profiles", "a100-80gb"), ("models", "demo")])
+def test_catalogues_are_json_without_torch(command: str, first: str) -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom edgemllm.cli.main import app\n"
+        "print(CliRunner().invoke(app, [sys.argv[1], '--json']).stdout.strip())\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=True)
+    line, imported = done.stdout.splitlines()
+    found = json.loads(line)
+    assert (found["schema"], found["command"], found[command][0]["name"]) == ("edgemllm/1", command, first)
+    if not any(map(os.path.exists, DRIVERS)):
+        assert imported == "False"
+
+
+def test_every_help_page_has_examples_that_can_be_typed() -> None:
+    import shlex
+
+    import typer
+    from typer.testing import CliRunner
+
+    from edgemllm.cli.help import EXAMPLES
+    from edgemllm.cli.main import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(EXAMPLES) == set(commands)
+    for name, examples in EXAMPLES.items():
+        page = CliRunner().invoke(app, [name, "--help"]).stdout
+        for example in examples:
+            assert f"  edgemllm {name} {example}".rstrip() in page
+            commands[name].make_context(name, shlex.split(example.partition(" < ")[0]))
+
+
+def test_a_word_is_on_the_terminal_before_torch_is_imported() -> None:
+    code, shown = type_to("chat", "--video", "none.mp4", "hi", typed="")
+    assert code == 3
+    assert shown.startswith("loading demo ...\n")
+    assert "loading" not in run("chat", "--video", "none.mp4", "hi").stderr

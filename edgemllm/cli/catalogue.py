@@ -11,13 +11,24 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from edgemllm.cli import options
+from edgemllm.commands.events import headed, write
+
 Name = Annotated[str | None, typer.Argument(help="Show one in full.")]
 
 
-def policies(name: Name = None) -> None:
+def policies(name: Name = None, json: options.Json = False) -> None:
     """List the cache policies, or show one and its settings."""
     from edgemllm import policies as known
 
+    if json:
+        shown = [name] if name else known.names()
+        found: list[dict[str, Any]] = [{"name": each, "summary": _first_line(each)} for each in shown]
+        if name is not None:
+            keys = ("key", "kind", "default", "text")
+            found[0]["settings"] = [dict(zip(keys, each, strict=True)) for each in settings_of(known.find(name))]
+        write(headed("policies", {"policies": found}))
+        return
     if name is None:
         for each in known.names():
             print(f"{each:16}{_first_line(each)}")
@@ -71,11 +82,17 @@ def _first_line(name: str) -> str:
     return (text or "").strip().partition("\n")[0].split(": ", 1)[-1]
 
 
-def profiles(name: Name = None) -> None:
+def profiles(name: Name = None, json: options.Json = False) -> None:
     """List the device profiles, or show one and its sources."""
     from edgemllm.device import profiles as known
     from edgemllm.device.memory import human_bytes
 
+    if json:
+        described = [known.load(each) for each in ([name] if name else known.names())]
+        here = known.detect().name
+        entries = [{**dataclasses.asdict(each), "this_machine": each.name == here} for each in described]
+        write(headed("profiles", {"profiles": entries}))
+        return
     if name is None:
         here = known.detect().name
         for each in known.names():

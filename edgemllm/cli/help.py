@@ -14,6 +14,24 @@ from typer.core import TyperCommand
 EVERY = "Each --option is also read from the environment: --kv-budget from EDGEMLLM_KV_BUDGET."
 
 
+EXAMPLES = {
+    "chat": ('--video lecture.mp4 "What number was with the red square?"', "--video clip.mp4 --policy edge --kv-budget 2048"),
+    "stream": ('rtsp://camera/live --ask "Is there a person at the door?" --every 30s', "talk.mp4 --at end 'What was it?'"),
+    "perplexity": (
+        "--text book.txt --policy inf-mllm,window --kv-budget 1024 --plot run.png",
+        "--text - --tokens 4M < book.txt",
+    ),
+    "recall": ("--policy full,inf-mllm,window --kv-budget 5%,10% --plot recall.png", "--tokens 3k --streams 10 --policy edge"),
+    "inspect": ('--video clip.mp4 --policy inf-mllm,window "What is there?"', "--text page.txt --layer 0 -o pictures"),
+    "bench": ("--policy full,inf-mllm --context 2k,32k --kv-budget 2048", "-m random:qwen2.5-vl-3b --repeat 3 -o csv"),
+    "plan": ("-m qwen2.5-vl-7b --profile orin-nano-8gb", "-m qwen2.5-vl-3b --profile all"),
+    "policies": ("", "inf-mllm", "--json"),
+    "profiles": ("", "orin-nano-8gb", "--json"),
+    "models": ("", "qwen2.5-vl-3b", "--json"),
+}
+"""What to type after the name of a command, for its help page."""
+
+
 class Command(TyperCommand):
     """A command whose help has its options under the panels they belong to.
 
@@ -23,7 +41,15 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run it, with libraries that are silent unless `--verbose`."""
         quiet_libraries(ctx.params.get("verbose", False))
+        self._announce(ctx.params)
         return super().invoke(ctx)
+
+    def _announce(self, given: dict[str, Any]) -> None:
+        """Put a word on a terminal before torch is imported, which takes seconds in which nothing would be seen."""
+        if not given.get("model") or given.get("quiet") or given.get("progress") == "none" or not sys.stderr.isatty():
+            return
+        doing = "planning for" if self.name == "plan" else "loading"
+        print(f"{doing} {given['model']} ...", file=sys.stderr, flush=True)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write every panel, in the order of its first option."""
@@ -38,7 +64,10 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Say once what would otherwise stand behind every option."""
+        """Show examples, and say once what would otherwise stand after every option."""
+        with formatter.section("Examples"):
+            for example in EXAMPLES[str(self.name)]:
+                formatter.write(f"{'':{formatter.current_indent}}edgemllm {self.name} {example}".rstrip() + "\n")
         formatter.write_paragraph()
         formatter.write_text(EVERY)
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from edgemllm.cli import options
+from edgemllm.commands.events import headed, write
 from edgemllm.errors import MissingError
 
 Name = Annotated[str | None, typer.Argument(help="Show one: sizes, tokens of a picture, and the devices it fits.")]
 
 
-def models(name: Name = None) -> None:
+def models(name: Name = None, json: options.Json = False) -> None:
     """List known models, or show one: sizes, inputs, devices.
 
     Known are the shipped ones, the families, and what lies in the hub cache.
     """
     from edgemllm.models import hub, shipped
 
+    if json:
+        write(headed("models", {"models": _entries(name)}))
+        return
     if name is not None:
         _one(name)
         return
@@ -38,6 +43,25 @@ def models(name: Name = None) -> None:
             print(f"{source}   in the cache, {human_bytes(size)}")
     print("\n--model takes a name, a hub id or a folder; random:NAME runs an architecture without a download")
     print("where one fits: edgemllm models NAME")
+
+
+def _entries(name: str | None) -> list[dict[str, Any]]:
+    """What `--json` tells of every known model, or of one."""
+    from edgemllm.models import hub, shipped
+
+    here = hub.cached()
+    found = [{"name": "demo", "parameters": 3_700_000, "hub_id": None, "cached_bytes": None}]
+    for each in shipped.names():
+        source = shipped.hub_id(each) or None
+        sizes = {"parameters": shipped.parameters(each), "hub_id": source, "cached_bytes": here.pop(source or "", None)}
+        found.append({"name": each, **sizes})
+    found += [{"name": each, "parameters": None, "hub_id": each, "cached_bytes": size} for each, size in sorted(here.items())]
+    if name is None:
+        return found
+    chosen = [each for each in found if name in (each["name"], each["hub_id"])]
+    if not chosen:
+        raise MissingError(f"no model named {name}", f"edgemllm models {' | '.join(shipped.matching(name))}".strip())
+    return chosen
 
 
 def _one(name: str) -> None:
