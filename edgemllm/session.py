@@ -169,7 +169,7 @@ class Session:
         self.cache.begin_prompt()
         logits = self.feed(self._text(before + question + after))
         self.first, self.media = False, []
-        self.policy.after_prefill(self.cache)
+        self.policy.after_prefill(self.cache.managed)
         yield from self._generate(logits, sampling)
 
     def _open(self, kind: str) -> None:

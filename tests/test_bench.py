@@ -144,7 +144,7 @@ def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bo
             forward(tiny.text, captured, part)
         position += 120
         for cache in (eager, captured):
-            cache.policy.after_prefill(cache)
+            cache.policy.after_prefill(cache.managed)
         for number in range(20):
             one = tiny.text_chunk(random_ids(1, seed=number), position)
             wanted.append(forward(tiny.text, eager, one))

@@ -254,7 +254,7 @@ def test_window_prompt_scores_by_the_newest_prompts_queries_alone(count: int, ro
     attention = layer.window_attention()[:, :, -rows:].mean(2).mean(1)[0]
     newest = max(rows, round(0.1 * (60 + count)))
     best = attention[2 : 60 + count - newest].topk(46 + count - newest - 2).indices + 2
-    policy.after_prefill(cache)
+    policy.after_prefill(cache.managed)
     kept = layer.positions[0, 0, 0].tolist()
     assert kept == sorted([0, 1, *best.tolist(), *range(60 + count - newest, 60 + count)])
 

@@ -220,7 +220,7 @@ def test_rho_keeps_that_share_of_a_prompt_and_gives_the_rest_back(name: str) -> 
     for part in tiny.text_chunk(random_ids(300)).split(50):
         forward(tiny.text, cache, part)
     before = cache.nbytes
-    policy.after_prefill(cache)
+    policy.after_prefill(cache.managed)
     assert sum(layer.length for layer in cache.layers) <= 0.2 * 300 * 3
     assert cache.nbytes <= 0.25 * before
     forward(tiny.text, cache, tiny.text_chunk(random_ids(1), 300))
@@ -237,7 +237,7 @@ def read(policy, length: int, budget: int):
     tiny.use(NAME)
     for part in tiny.text_chunk(random_ids(length)).split(50):
         forward(tiny.text, cache, part)
-    policy.after_prefill(cache)
+    policy.after_prefill(cache.managed)
     return tiny, cache
 
 
@@ -249,7 +249,7 @@ def test_rho_never_cuts_below_what_the_policy_needs(name: str) -> None:
     least = min(20, policy.minimum())
     assert min(layer.length for layer in cache.layers) >= least
     forward(tiny.text, cache, tiny.text_chunk(random_ids(5), 20))
-    policy.after_prefill(cache)
+    policy.after_prefill(cache.managed)
     assert min(layer.length for layer in cache.layers) >= min(25, policy.minimum())
 
 

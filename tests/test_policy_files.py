@@ -28,7 +28,7 @@ def test_a_copy_of_a_shipped_policy_answers_as_the_shipped_one(name: str, tmp_pa
     found = []
     for policy in (policies.build(name, SMALL.get(name, [])), policies.build(str(copy), SMALL.get(name, []))):
         logits = tiny.run(chunk, 6, policy, 24 if policy.bounded else None)
-        policy.after_prefill(tiny.cache)
+        policy.after_prefill(tiny.cache.managed)
         found.append((logits, [layer.positions[..., : layer.length] for layer in tiny.cache.layers]))
     (mine, mine_kept), (theirs, theirs_kept) = found
     assert torch.equal(mine, theirs)

@@ -10,7 +10,7 @@ import torch
 from media import both, footage, picture
 from tiny import MODELS, TEXT_MODELS, VISION_MODELS, Tiny, random_ids
 
-from edgemllm.cache import attention
+from edgemllm.cache import kernels
 from edgemllm.cache.attention import NAME
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
@@ -80,15 +80,15 @@ def test_a_chunk_behind_others_attends_like_the_last_rows_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, fused: bool, heads: int, kv_heads: int
 ) -> None:
     if not fused:  # a torch without the operator
-        monkeypatch.setattr(attention, "CPU_FLASH", None)
-    elif attention.CPU_FLASH is None:
+        monkeypatch.setattr(kernels, "CPU_FLASH", None)
+    elif kernels.CPU_FLASH is None:
         pytest.skip("this torch has no flash attention for CPUs that can be called alone")
     torch.manual_seed(0)
     query = torch.randn(1, heads, 50, 16)
     key, value = torch.randn(2, 1, kv_heads, 50, 16)
     whole = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3, enable_gqa=True)
     for count in (2, 17, 49):
-        chunk = attention._attend(query[:, :, -count:], key, value, None, 0.3)
+        chunk = kernels.attend(query[:, :, -count:], key, value, None, 0.3)
         torch.testing.assert_close(chunk, whole[:, :, -count:], atol=1e-6, rtol=1e-5)
 
 

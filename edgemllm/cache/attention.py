@@ -14,19 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.forward_pass import Pass
+from edgemllm.cache.kernels import attend, visible_slots
 from edgemllm.cache.kv_cache import KVCache
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.rope import rotate_queries
-from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights, causal_mask, group_mean
+from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights, group_mean
 
 NAME = "edgemllm"
-CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""Behind scaled_dot_product_attention on a CPU; also returns the logarithm of what each row was divided by."""
 
 
 def attention(
@@ -49,59 +47,19 @@ def attention(
     if policy.query_window:
         layer.remember_queries(query, scale)
     query, key = rotate_queries(query, kv_cache.now.rotation), layer.rotated_keys()
-    mask = _mask(layer, kv_cache.now.chunk, *query.shape[1:3])
+    mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
     watched = min(count, policy.observe_window)
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     else:
-        out = _attend(query, key, value, mask, scale)
+        out = attend(query, key, value, mask, scale)
         for _ in _watch(layer, kv_cache.now, query, key, scale, watched):
             pass
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mask(layer: CacheLayer, chunk: Chunk, heads: int, count: int) -> Tensor | None:
-    """What queries see where causality alone does not decide, (B, H | 1, q, L) or (q, L): in blocks and sliding layers."""
-    block = chunk.block if count > 1 else None
-    slides = layer.window is not None and (layer.length > layer.window or layer.policy.positions == "original")
-    if block is None and not slides:
-        return None
-    mask = causal_mask(count, layer.length, layer.device)
-    if block is not None:
-        mask[:, -count:] |= (block[0] == block[0][:, None]) & (block[0] >= 0)
-    if slides:
-        mask = layer.inside_window(count) & mask
-        mask = mask.repeat_interleave(heads // mask.shape[1], dim=1) if 1 < mask.shape[1] < heads else mask
-    return mask
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    count, length = query.shape[2], key.shape[2]
-    whole = mask is None and 1 < count == length
-    if mask is None and 1 < count < length:
-        if query.device.type == "cpu" and CPU_FLASH is not None:
-            return _attend_twice(query, key, value, scale)
-        # Flash and efficient kernels know "the last rows of a longer text"; other processors get the mask itself.
-        mask = causal_lower_right(count, length) if query.is_cuda else causal_mask(count, length, query.device)
-    grouped = query.shape[1] > key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, mask, is_causal=whole, scale=scale, enable_gqa=grouped)
-
-
-def _attend_twice(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attend to a later chunk without building a mask, which costs about a sixth.
-
-    Once over all earlier keys, once causally over the chunk itself; the two are merged by their softmax denominators.
-    """
-    assert CPU_FLASH is not None
-    before = key.shape[2] - query.shape[2]
-    past, past_sum = CPU_FLASH(query, key[:, :, :before], value[:, :, :before], scale=scale)
-    own, own_sum = CPU_FLASH(query, key[:, :, before:], value[:, :, before:], is_causal=True, scale=scale)
-    out: Tensor = own.lerp_(past, (past_sum - own_sum).sigmoid_()[..., None].to(own.dtype))
-    return out
-
-
-def _watch(layer: CacheLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
+def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
     """Let the policy see the attention of the last `watched` queries, and hand it on in parts (B, H, rows, L up to them).
 
     Each part of the rows sees every key, so watching in parts is exact; later rows hide their future from earlier ones.

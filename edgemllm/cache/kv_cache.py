@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.forward_pass import Pass
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.policy import CachePolicy, Newest
 from edgemllm.cache.rope import Rope
 
@@ -23,7 +23,7 @@ class KVCache(Cache):  # type: ignore[misc]
     holds its own window and room for `chunk` tokens, and no policy manages it. `sliding_rope`: its rotation, if another.
     """
 
-    layers: list[CacheLayer]
+    layers: list[ManagedLayer]
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class KVCache(Cache):  # type: ignore[misc]
         layers = []
         for budget, window in zip(budgets, windows, strict=True):
             if window is not None and mixed:
-                layers.append(CacheLayer(Newest(), sliding_rope or rope, window - 1 + chunk, window))
+                layers.append(ManagedLayer(Newest(), sliding_rope or rope, window - 1 + chunk, window))
             else:
-                layers.append(CacheLayer(policy, rope, budget, window))
+                layers.append(ManagedLayer(policy, rope, budget, window))
         super().__init__(layers=layers)
         self.policy, self.rope, self.chunk = policy, rope, chunk
         self.managed = [layer for layer in layers if layer.policy is policy]

@@ -1,26 +1,22 @@
-"""One layer of the bounded KV cache: slots allocated once, room made before tokens come in."""
+"""One layer of the KV cache: what it holds, and what a policy may ask it and do to it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from edgemllm.cache.columns import columns
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.numbering import Numbering
 from edgemllm.cache.rope import Rope, inverse, rotate, rotate_queries
 from edgemllm.cache.scores import attention_weights, group_mean
-from edgemllm.cache.size import columns
-from edgemllm.cache.slots import Slots, gather
-from edgemllm.errors import OutOfMemoryError
-
-if TYPE_CHECKING:
-    from edgemllm.cache.policy import CachePolicy
+from edgemllm.cache.slots import Slots
 
 GROWTH = 1024
 """An unbounded layer grows by at least this many slots, and by half of what it holds."""
@@ -41,18 +37,28 @@ class Counts:
 
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One decoder layer: `budget` slots (None: grows without end), a policy that decides what stays, and its positions.
+    """One decoder layer with room for `budget` tokens (None: grows without end), and the sliding `window` of its attention.
 
     Keys are stored rotated to their slots' positions where `rotated`, else as the model made them. `queries` (B, H, w, D) are
-    the latest ones, unrotated, only where the policy asks for them.
+    the latest `query_window` ones, unrotated.
     """
 
     store_rotated: ClassVar[bool] = True
     """Store rotated keys where that is exact: in single precision, with a rotary embedding that does not change."""
 
-    def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
+    def __init__(
+        self,
+        rope: Rope,
+        positions: str = "cache",
+        buffers: Sequence[str] = (),
+        layer_stats: Sequence[str] = (),
+        query_window: int = 0,
+        budget: int | None = None,
+        window: int | None = None,
+    ) -> None:
         self.is_initialized = False  # keys and values, which transformers sets too, are views of `slots` here
-        self.policy, self.rope, self.budget, self.window = policy, rope, budget, window
+        self.rope, self.mode, self.buffers, self.layer_stats = rope, positions, buffers, layer_stats
+        self.query_window, self.budget, self.window = query_window, budget, window
         self.counts = Counts()
         self.stats: dict[str, Tensor] = {}
         """What the policy notes about the whole layer."""
@@ -70,11 +76,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Allocate every slot; from here on a bounded layer's memory changes only when budgets are allocated anew."""
         self.dtype, self.device = keys.dtype, keys.device
         capacity = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
-        table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.policy.positions, self.policy.buffers)
+        table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers)
         self.slots = Slots(table, keys, capacity)
         self.rotated = self.store_rotated and keys.dtype.itemsize >= 4 and self.rope.fixed
-        self.numbering = Numbering(self.slots, self.rope, self.policy.positions, self.rotated)
-        self.stats = {name: torch.zeros((), device=keys.device) for name in self.policy.layer_stats}
+        self.numbering = Numbering(self.slots, self.rope, self.mode, self.rotated)
+        self.stats = {name: torch.zeros((), device=keys.device) for name in self.layer_stats}
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -181,23 +187,6 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         keys = self.keys[:, :, slots]
         return rotate(keys, inverse(self.numbering.rotation(self.now, slots))) if self.rotated else keys
 
-    def put_keys(self, index: Tensor, rows: Tensor, changed: Tensor) -> None:
-        """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""
-        if self.rotated:
-            rotations = [part.expand(-1, rows.shape[1], -1, -1) for part in self.numbering.rotation(self.now)]
-            rows = rotate(rows, (gather(rotations[0], index), gather(rotations[1], index)))
-        wide = index[..., None].expand(rows.shape)
-        self.keys.scatter_(2, wide, torch.where(changed, rows, gather(self.keys, index)))
-
-    def inside_window(self, count: int) -> Tensor:
-        """Return which slots are inside the sliding window of each of the last `count` tokens, (B, H_kv | 1, count, L) bool.
-
-        Distances are those of the policy's numbering, so that under `cache` what survived stays in sight.
-        """
-        assert self.window is not None
-        positions = self.numbering.positions()[0]
-        return positions[..., -count:, None] - positions[..., None, :] < self.window
-
     def window_attention(self, rows: int | None = None) -> Tensor:
         """Return the attention of the latest queries to the slots, (B, H_kv, w, L) float32, mean over the query group.
 
@@ -216,7 +205,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep the latest unrotated queries of (B, H, q, D) in a ring; token i lies at i modulo w."""
         assert self.now is not None
         if self.queries is None:
-            self.queries = queries.new_zeros(*queries.shape[:2], self.policy.query_window, queries.shape[-1])
+            self.queries = queries.new_zeros(*queries.shape[:2], self.query_window, queries.shape[-1])
         self.scaling = scaling
         self.queries.index_copy_(2, self.now.ring, queries[:, :, -len(self.now.ring) :])
 
@@ -231,41 +220,17 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.slots.nbytes + queries + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:
-        """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
-        if self.budget is not None and self.length + count > self.budget:
-            self._evict(self.budget, count)
+        """See to it that `count` more tokens fit."""
         capacity, wanted = self.slots.capacity, self.length + count
         if wanted > capacity and self.budget is None:
             self.slots.resize(max(wanted, capacity + GROWTH, capacity + capacity // 2))
         elif wanted > capacity and self.budget is not None:  # trimmed earlier to save memory; grows back on demand
             self.slots.resize(min(max(wanted, capacity + capacity // 8), self.budget))
 
-    def _evict(self, budget: int, count: int) -> None:
-        if not self.policy.bounded:
-            raise OutOfMemoryError(
-                f"policy full holds {self.length} tokens a layer and never evicts, {count} more exceed "
-                f"the KV budget of {budget}",
-                "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
-            )
-        size = budget - max(count, self.policy.evict_at_least(budget))
-        # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
-        size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
-        self.counts.streamed = self.counts.streamed or self.policy.one_shot
-        self.policy.compress(self, size)
-        assert self.length + count <= budget, "the policy kept more than it was told to"
-
     def trim(self) -> None:
         """Give back the memory beyond the live slots; the layer grows again as it needs, up to its budget."""
         if self.is_initialized and self.slots.capacity > self.length:
             self.slots.resize(self.length)
-
-    def resize(self, budget: int) -> None:
-        """Set another budget; the policy chooses what stays of too much."""
-        self.budget = budget
-        if self.is_initialized:
-            if self.length > budget:
-                self.policy.compress(self, budget)
-            self.slots.resize(budget)
 
     # ---- saving ------------------------------------------------------------------------------------------------
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.rope import rotate
 from edgemllm.cache.slots import gather
-
-if TYPE_CHECKING:
-    from edgemllm.cache.layer import CacheLayer
 
 Merge = Literal["average", "pivot", "weighted", "none"]
 BLOCK = 128
@@ -60,7 +59,16 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
 
     layer.values.scatter_(2, kept[..., None].expand(-1, -1, -1, size), merged(layer.values))
     if keys:
-        layer.put_keys(kept, merged(unrotated), changed=count > 1)
+        _put_keys(layer, kept, merged(unrotated), changed=count > 1)
+
+
+def _put_keys(layer: CacheLayer, index: Tensor, rows: Tensor, changed: Tensor) -> None:
+    """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""
+    if layer.rotated:
+        cos, sin = (part.expand(-1, rows.shape[1], -1, -1) for part in layer.numbering.rotation(layer.now))
+        rows = rotate(rows, (gather(cos, index), gather(sin, index)))
+    wide = index[..., None].expand(rows.shape)
+    layer.keys.scatter_(2, wide, torch.where(changed, rows, gather(layer.keys, index)))
 
 
 def most_similar(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

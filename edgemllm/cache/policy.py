@@ -7,23 +7,17 @@ merge; `after_prefill` for a published schedule; `allocate` for unequal layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from edgemllm.cache.scores import OBSERVED_ROWS, checked
-from edgemllm.cache.settings import Range
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.score_check import checked
+from edgemllm.cache.scores import OBSERVED_ROWS
 from edgemllm.planning.peaks import Scratch
-
-if TYPE_CHECKING:
-    from edgemllm.cache.kv_cache import KVCache
-    from edgemllm.cache.layer import CacheLayer
-
 
 ALL = 1 << 62
 """As `observe_window`: every query."""
@@ -132,32 +126,8 @@ class CachePolicy:
         """Reduce the layer to `size` slots."""
         layer.keep(self.choose(layer, size))
 
-    def after_prefill(self, cache: KVCache) -> None:
-        """Called once a prompt is in the cache, before the answer."""
-
-
-@dataclass(frozen=True)
-class OneShot(CachePolicy):
-    """A policy published for one prompt: it chooses when the prompt is in, and by need while a stream overflows."""
-
-    one_shot: ClassVar[bool] = True
-
-    rho: Annotated[float, Range(0, 1, above=True)] = 1.0
-    """Share of the prompt that is kept once it is in, and the cache gives back what it frees; 1: the budget alone decides."""
-
-    def sizes(self, layers: Sequence[CacheLayer], kept: int, prompt: int) -> list[int]:
-        """Tokens of each layer that stay of a prompt of so many, on average at most `kept`, nowhere fewer than `minimum()`."""
-        return [kept] * len(layers)
-
-    def after_prefill(self, cache: KVCache) -> None:
-        if self.rho >= 1:
-            return
-        # Exactly, as a product of floats would now and then be rounded up to one token more.
-        kept = max(math.ceil(Fraction(str(self.rho)) * cache.seen), self.minimum())
-        for layer, size in zip(cache.managed, self.sizes(cache.managed, kept, cache.seen), strict=True):
-            if layer.length > size:
-                self.compress(layer, size)
-            layer.trim()
+    def after_prefill(self, layers: Sequence[CacheLayer]) -> None:
+        """Act once a prompt is in the managed layers, before the answer."""
 
 
 @dataclass(frozen=True)
@@ -166,24 +136,3 @@ class Newest(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         return torch.arange(layer.length, device=layer.device).view(1, 1, -1)
-
-
-def fit(wanted: Sequence[float], total: int, floor: int, ceiling: float = math.inf, spread: bool = True) -> list[int]:
-    """Whole slots near `wanted`, each within floor and ceiling, their sum at most `total`.
-
-    What a layer at a limit leaves or takes is shared by the others in proportion (`spread`), until the sum is right.
-    Raises ValueError where even `floor` for everyone is too much.
-    """
-    if floor * len(wanted) > total:
-        raise ValueError(f"{len(wanted)} layers of at least {floor} slots do not fit {total}")
-    low, high = 0.0, max(total / max(min(wanted), 1e-9), 1.0)
-
-    def scaled(factor: float) -> list[int]:
-        return [int(min(max(size * factor, floor), max(ceiling, floor))) for size in wanted]
-
-    if not spread and sum(scaled(1.0)) <= total:
-        return scaled(1.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(scaled(middle)) <= total else (low, middle)
-    return scaled(low)

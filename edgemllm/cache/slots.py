@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from edgemllm.cache.columns import Column
 from edgemllm.cache.rope import Rotation, rotate
-from edgemllm.cache.size import Column
 
 MOVE_BYTES = 1 << 19
 """How much a compaction moves at once on a CPU, unless a single head is more."""
@@ -17,7 +17,7 @@ MOVE_BYTES = 1 << 19
 class Slots:
     """`length` live tokens, in the order of the stream, at the front of tensors with room for `capacity` = N.
 
-    Every column is one tensor (B, H_kv, N, ...): keys, values, positions, modality, time (`size.columns`), and what a policy
+    Every column is one tensor (B, H_kv, N, ...): keys, values, positions, modality, time (`columns.py`), and what a policy
     notes about each token.
     """
 

@@ -1,6 +1,7 @@
 """The contract of a policy, under the name by which policy files import it."""
 
-from edgemllm.cache.policy import ALL, PROTECTED_SCORE, CachePolicy, OneShot, fit
+from edgemllm.cache.one_shot import OneShot, fit
+from edgemllm.cache.policy import ALL, PROTECTED_SCORE, CachePolicy
 from edgemllm.cache.settings import Count, Range, Share
 from edgemllm.planning.peaks import Scratch
 

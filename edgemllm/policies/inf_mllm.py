@@ -18,13 +18,13 @@ sweep is in docs/log.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import CachePolicy, Count, Share
 
@@ -71,9 +71,9 @@ class InfMLLM(CachePolicy):
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return self.sinks, self._recent(layer)
 
-    def after_prefill(self, cache: KVCache) -> None:
+    def after_prefill(self, layers: Sequence[CacheLayer]) -> None:
         # The prompt has scored the cache: make room for the answer now, in one go.
-        for layer in cache.managed:
+        for layer in layers:
             if layer.budget is not None and layer.length > (size := layer.budget - self.evict_at_least(layer.budget)):
                 self.compress(layer, max(size, self.minimum()))
 

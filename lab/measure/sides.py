@@ -78,7 +78,7 @@ class Side:
             if len(ids) == 1:
                 return self.session.step(ids[0])
             logits = self.session.feed(self.family.text(ids, self.session.position))
-            self.session.policy.after_prefill(self.session.cache)
+            self.session.policy.after_prefill(self.session.cache.managed)
             return logits
         embeds = self.family.text_model.get_input_embeddings()(torch.tensor([list(ids)], device=self.family.device))
         more: dict[str, Any] = {}

@@ -96,7 +96,7 @@ class Ours:
         began = now(session.family.device)
         logits = session.feed(session.family.text(ids, 0))
         fed = now(session.family.device)
-        session.policy.after_prefill(session.cache)
+        session.policy.after_prefill(session.cache.managed)
         token = int(logits.argmax(-1))
         first = now(session.family.device)
         token = warm_up(session, token)

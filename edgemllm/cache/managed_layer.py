@@ -1,0 +1,46 @@
+"""A layer whose policy decides what stays: room is made before tokens come in, so that the budget always holds."""
+
+from __future__ import annotations
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.policy import CachePolicy
+from edgemllm.cache.rope import Rope
+from edgemllm.errors import OutOfMemoryError
+
+
+class ManagedLayer(CacheLayer):
+    """A layer under a policy, which is asked when the budget is full and when the budget shrinks."""
+
+    def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
+        super().__init__(
+            rope, policy.positions, policy.buffers, policy.layer_stats, policy.query_window, budget=budget, window=window
+        )
+        self.policy = policy
+
+    def make_room(self, count: int) -> None:
+        """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""
+        if self.budget is not None and self.length + count > self.budget:
+            self._evict(self.budget, count)
+        super().make_room(count)
+
+    def resize(self, budget: int) -> None:
+        """Set another budget; the policy chooses what stays of too much."""
+        self.budget = budget
+        if self.is_initialized:
+            if self.length > budget:
+                self.policy.compress(self, budget)
+            self.slots.resize(budget)
+
+    def _evict(self, budget: int, count: int) -> None:
+        if not self.policy.bounded:
+            raise OutOfMemoryError(
+                f"policy full holds {self.length} tokens a layer and never evicts, {count} more exceed "
+                f"the KV budget of {budget}",
+                "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
+            )
+        size = budget - max(count, self.policy.evict_at_least(budget))
+        # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
+        size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
+        self.counts.streamed = self.counts.streamed or self.policy.one_shot
+        self.policy.compress(self, size)
+        assert self.length + count <= budget, "the policy kept more than it was told to"

@@ -1,0 +1,29 @@
+"""Whether what a policy returned is a score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgemllm.cache.layer import CacheLayer
+from edgemllm.errors import UsageError
+
+
+def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
+    """A policy's score as a float32 tensor of its own on the layer's device. Raises UsageError for what is no score.
+
+    Looking at values makes a GPU wait, so there only a layer's first compaction does, and only under policies from outside.
+    """
+    name, heads = type(policy).__name__, layer.kv_heads
+    allowed = [(layer.keys.shape[0], count, layer.length) for count in sorted({1, heads})]
+    if not isinstance(score, Tensor) or tuple(score.shape) not in allowed:
+        got = tuple(score.shape) if isinstance(score, Tensor) else repr(score)[:40]
+        raise UsageError(f"policy {name}: score() returned {got}, expected {' or '.join(map(str, allowed))}")
+    score = score.to(layer.device, torch.float32, copy=True)
+    shipped = type(policy).__module__.startswith("edgemllm.")
+    if shipped or (layer.counts.compactions and layer.device.type != "cpu"):
+        return score
+    if not bool((score.amax(-1) > -torch.inf).all()):  # false for NaN too
+        what = "NaN" if bool(score.isnan().any()) else "-inf for every slot of a head"
+        raise UsageError(f"policy {name}: score() returned {what}, expected numbers, {tuple(score.shape)}")
+    return score
