@@ -2,104 +2,24 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import textwrap
-from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
-from edgemllm.cli import options
-from edgemllm.commands.events import headed, write
+from edgemllm.commands import options
 
 Name = Annotated[str | None, typer.Argument(help="Show one in full.")]
 
 
 def policies(name: Name = None, json: options.Json = False) -> None:
     """List the cache policies, or show one and its settings."""
-    from edgemllm import policies as known
+    from edgemllm.commands.policies import show
 
-    if json:
-        shown = [name] if name else known.names()
-        found: list[dict[str, Any]] = [{"name": each, "summary": _first_line(each)} for each in shown]
-        if name is not None:
-            keys = ("key", "kind", "default", "text")
-            found[0]["settings"] = [dict(zip(keys, each, strict=True)) for each in settings_of(known.find(name))]
-        write(headed("policies", {"policies": found}))
-        return
-    if name is None:
-        for each in known.names():
-            print(f"{each:16}{_first_line(each)}")
-        print("\nyour own:        --policy ./mine.py:Mine   settings: edgemllm policies NAME, then --set key=value")
-        return
-    cls = known.find(name)
-    module = inspect.getmodule(cls)
-    print(textwrap.dedent((module.__doc__ if module else "") or "").strip())
-    print("\nsettings (--set key=value):")
-    for key, kind, default, text in settings_of(cls):
-        print(f"  {key} = {default!r}  ({kind})")
-        print(textwrap.fill(text, 100, initial_indent="      ", subsequent_indent="      "))
-
-
-def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
-    """Name, what it may be, default and docstring of every field, the policy's own first."""
-    from edgemllm.policies import allowed
-
-    kinds = get_type_hints(cls, include_extras=True)
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        texts.update(_field_docstrings(base))
-    fields = dataclasses.fields(cls)
-    own = [field for field in fields if field.name in inspect.get_annotations(cls)]
-    rest = [field for field in fields if field not in own]
-    return [(field.name, allowed(kinds[field.name]), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
-
-
-def _field_docstrings(cls: type[Any]) -> dict[str, str]:
-    """The string literals below the fields, which Python itself throws away."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            if isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
-                found[field.target.id] = " ".join(text.value.value.split())
-    return found
-
-
-def _first_line(name: str) -> str:
-    """What a policy's module says it is; a policy of ours is read without importing it, since that takes torch."""
-    from edgemllm import policies as known
-
-    path = Path(known.__path__[0]) / f"{name.replace('-', '_')}.py"
-    module = None if path.is_file() else inspect.getmodule(known.find(name))
-    text = ast.get_docstring(ast.parse(path.read_text())) if module is None else module.__doc__
-    return (text or "").strip().partition("\n")[0].split(": ", 1)[-1]
+    show(name, json)
 
 
 def profiles(name: Name = None, json: options.Json = False) -> None:
     """List the device profiles, or show one and its sources."""
-    from edgemllm.device import profiles as known
-    from edgemllm.device.memory import human_bytes
+    from edgemllm.commands.profiles import show
 
-    if json:
-        described = [known.load(each) for each in ([name] if name else known.names())]
-        here = known.detect().name
-        entries = [{**dataclasses.asdict(each), "this_machine": each.name == here} for each in described]
-        write(headed("profiles", {"profiles": entries}))
-        return
-    if name is None:
-        here = known.detect().name
-        for each in known.names():
-            profile = known.load(each)
-            memory = human_bytes(profile.memory) if profile.memory else "what is free"
-            print(f"{each:26}{memory:>14}  {profile.weights:5} {profile.title}{'   <- this machine' if each == here else ''}")
-        return
-    profile = known.load(name)  # refuses a file that is none
-    path = Path(name) if Path(name).is_file() else known.configs_folder() / "devices" / f"{profile.name}.toml"
-    print(path.read_text().rstrip())
+    show(name, json)

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from edgemllm import policies
 from edgemllm.cli import usage
+from edgemllm.cli.config import defaults_from_files
 from edgemllm.errors import EdgeError, UsageError, shortened
 
 REFUSED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
@@ -112,8 +113,6 @@ def root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit.")] = False,
 ) -> None:
     """Chat with hours of video and text in a KV cache of fixed size."""
-    from edgemllm.cli.options import defaults_from_files
-
     commands = ctx.command.commands  # type: ignore[attr-defined]
     ctx.default_map = defaults_from_files(
         {name: {parameter.name for parameter in command.params} for name, command in commands.items()}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from edgemllm.cli import options
+from edgemllm.cli import config
 from edgemllm.errors import UsageError
 
 WORDING = (
@@ -53,6 +53,6 @@ def _origin(context: Any, parameter: Any) -> str:
     if name == "ENVIRONMENT":
         return f" ({parameter.envvar}={os.environ.get(parameter.envvar, '')} in the environment)"
     if name == "DEFAULT_MAP":
-        path, value = options.written(context.info_name, parameter.name)
+        path, value = config.written(context.info_name, parameter.name)
         return f" ({value!r} in {path})"
     return ""

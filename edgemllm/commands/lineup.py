@@ -75,6 +75,13 @@ def half_or_least(request: Request, names: Sequence[str], tokens: int) -> list[L
     return line_up(dataclasses.replace(request, kv_budget=str(budget)), names, tokens)
 
 
+def check_fit(launches: Sequence[Launch]) -> None:
+    """Raise the DoesNotFitError of the first plan that does not fit, before anything is loaded."""
+    for launch in launches:
+        if not launch.plan.fits:
+            raise launch.plan.error()
+
+
 def limit(launch: Launch) -> int | None:
     """Tokens a layer that a cache without bound may grow to in the memory there is."""
     return launch.plan.kv_budget_tokens if launch.budget is None else None

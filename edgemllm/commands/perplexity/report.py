@@ -1,23 +1,114 @@
-"""What a perplexity run looks like on a terminal: two lines while it goes on, a table at the end."""
+"""What `edgemllm perplexity` writes: two lines and notes on stderr; a table, JSON or events on stdout; a picture."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import typer
+
+from edgemllm.commands.events import Events
 from edgemllm.commands.perplexity.curve import START, perplexity
+from edgemllm.commands.perplexity.plot import plot as draw
+from edgemllm.commands.perplexity.run import Run
+from edgemllm.commands.perplexity.text import Text
 from edgemllm.commands.tables import aligned
 from edgemllm.device import memory
 from edgemllm.device.memory import human_bytes
+from edgemllm.errors import EdgeError
+from edgemllm.launch import Launch
+from edgemllm.screen import Display
 from edgemllm.units import clock, short_count
-
-if TYPE_CHECKING:
-    from edgemllm.commands.perplexity.run import Run
 
 BAR, COURSE = 16, 8
 """Widths: of the bar, and of the course of the perplexity beside it."""
+
+
+class Report:
+    """Holds the results so far and writes them. `code` is the exit code that they ask for."""
+
+    def __init__(self, display: Display, events: Events, launches: list[Launch], source: Text, target: int | None) -> None:
+        self.display, self.events, self.launches, self.source, self.target = display, events, launches, source, target
+        self.runs: list[dict[str, Any]] = []
+        self.code = 0
+        self.failure: EdgeError | None = None
+        self._told = (0, 0)
+        """The newest curve point's tokens and the loops that were last spoken of."""
+
+    def start(self) -> None:
+        """Say what will run."""
+        self.event("start", **self._head())
+        if len(self.launches) > 1:
+            sizes = [f"{each.policy_name} {each.budget or 'no limit of'} tokens a layer" for each in self.launches]
+            shared = human_bytes(max(each.plan.kv_bytes for each in self.launches if each.policy.bounded or each.budget))
+            self.say(f"at most {shared} of KV cache each: {', '.join(sizes)}")
+
+    def step(self, run: Run, later: int) -> None:
+        """Show a run between two of its chunks; `later` runs follow this one."""
+        if run.sums.tokens:
+            between = "\n" if self.display.mode == "live" else "  "
+            self.display.update(lambda: between.join(progress(run, self.source.size, later)))
+        point, loops = self._told
+        if run.stream.loops > loops:
+            self.say(f"{run.policy}: the text has ended after {run.sums.tokens} tokens and begins again ({run.stream.loops})")
+        if self.events.jsonl and run.curve.points and run.curve.points[-1].tokens > point:
+            for row in run.curve.as_json(run.curve.points[-1]):
+                if row["tokens"] > point:
+                    self.event("point", policy=run.policy, chunk=run.session.chunk, **row)
+        self.told(run)
+
+    def told(self, run: Run) -> None:
+        """Count what the run has come to so far as reported, here or before it was interrupted."""
+        self._told = (run.curve.points[-1].tokens if run.curve.points else 0, run.stream.loops)
+
+    def add(self, run: dict[str, Any], failure: EdgeError | None, reference: bool) -> None:
+        """Report a run that is over. What ends a `reference`, a policy without bound among others, is no failure."""
+        self.runs.append(run)
+        self._told = (0, 0)
+        self.event("run", **run)
+        for note in run["notes"]:
+            self.say(f"{run['policy']}: {note}")
+        if run["stopped"]:
+            self.say(f"{run['policy']}: stopped after {run['tokens']} tokens: {run['stopped']}")
+        if run["exit_code"] and not reference:
+            self.code, self.failure = self.code or run["exit_code"], self.failure or failure
+
+    def close(self, code: int) -> None:
+        """Write the table, the one object of `--json`, or the last event of `--jsonl`."""
+        self.display.clear()
+        self.code = code
+        self.events.close(code, {**self._head(), "runs": self.runs})
+        if self.events.text and self.runs:
+            print(table(self.runs), flush=True)
+
+    def plot(self, path: Path) -> None:
+        """Draw all runs."""
+        if self.runs:
+            head = self._head()
+            draw(self.runs, f"{Path(head['model']).name}, chunks of {head['chunk']} tokens", path)
+
+    def finish(self) -> None:
+        """Leave with the exit code of what happened."""
+        if self.failure is not None and self.failure.exit_code == self.code:
+            raise self.failure
+        if self.code:
+            raise typer.Exit(self.code)
+
+    def say(self, text: str) -> None:
+        """Write a line on stderr."""
+        self.display.say(text)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Write one line of `--jsonl`."""
+        self.events.event(name, **fields)
+
+    def _head(self) -> dict[str, Any]:
+        first = self.launches[0].describe()
+        del first["policy"]
+        return {**first, "text": self.source.sources, "tokens_wanted": self.target, "chunk": self.launches[0].chunk}
 
 
 def progress(run: Run, size: int | None, later: int) -> tuple[str, str]:

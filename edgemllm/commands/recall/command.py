@@ -1,19 +1,75 @@
-"""A run of `edgemllm recall`: every stream under every policy and budget."""
+"""What `edgemllm recall` does with its options: every stream under every policy and budget."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import typer
+
+from edgemllm.commands import figures, options
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.lineup import check_fit, line_up
 from edgemllm.commands.recall.needles import slide_haystack, text_haystack
+from edgemllm.commands.recall.options import StreamOptions
+from edgemllm.commands.recall.report import plot as draw
+from edgemllm.commands.recall.report import table
 from edgemllm.commands.recall.run import PROTOCOLS, Stream
 from edgemllm.commands.recall.score import Score, paired
 from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, out_of_memory
 from edgemllm.screen import Display
+from edgemllm.units import parse_count
+
+
+def recall(
+    streams: StreamOptions,
+    against: str | None,
+    run: options.ComparedOptions,
+    output: options.JsonOptions,
+    plot: Path | None,
+    screen: options.ScreenOptions,
+) -> None:
+    """Run the command."""
+    display = screen.display()
+    length = parse_count(streams.tokens, "--tokens")
+    kinds, protocols, needles = streams.kinds(), streams.protocols(), streams.needles_for(run.model)
+    if plot is not None:
+        figures.check(plot, "--plot")
+    names = run.policies
+    if against is not None and against not in names:
+        raise UsageError(f"--against {against} is not among the policies", f"one of {', '.join(names)}")
+    launches = _launches(run, names, length)
+    check_fit(launches)
+    events = output.events("recall")
+    work = Recall(
+        display, launches, kinds, protocols, needles, length, streams.facts, streams.streams, streams.seed,
+        against or names[0], events,
+    )  # fmt: skip
+    work.go()
+    events.close(work.code, {**work.head(), "runs": work.runs()})
+    if events.text:
+        print(table(work.runs()), flush=True)
+    if plot is not None:
+        draw(work.runs(), f"{run.model}, {length} tokens, {streams.streams} streams", plot)
+    if work.code:
+        raise typer.Exit(work.code)
+
+
+def _launches(run: options.ComparedOptions, names: Sequence[str], length: int) -> list[Launch]:
+    """A launch for every policy and budget; the reference, which has no budget, once."""
+    launches: list[Launch] = []
+    for budget in options.listed(run.kv_budget, "--kv-budget"):
+        launches += [
+            dataclasses.replace(launch, request=dataclasses.replace(launch.request, kv_budget=budget))
+            for launch in line_up(run.request(policy=None, kv_budget=budget), names, length, reference=True)
+            if launch.budget is not None or launch.policy_name not in {other.policy_name for other in launches}
+        ]
+    return launches
 
 
 @dataclass

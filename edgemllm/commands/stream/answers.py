@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from edgemllm.commands.events import Events, headed
+from edgemllm.errors import UsageError
 from edgemllm.units import clock
 
 
@@ -115,6 +116,16 @@ class SubtitleAnswers(Answers):
             text = text.replace("&", "&amp;").replace("<", "&lt;")
         _write(f"{self._number}\n{_stamp(self._since, mark)} --> {_stamp(end, mark)}\n{text}\n\n")
         self._cue = []
+
+
+def answers_as(json: bool, jsonl: bool, srt: bool, vtt: bool) -> Answers:
+    """Return the form that was asked for. Raises UsageError for two of them: both want standard output."""
+    chosen = [name for name, wanted in (("--json", json), ("--jsonl", jsonl), ("--srt", srt), ("--vtt", vtt)) if wanted]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} both want standard output", "one of them")
+    if srt or vtt:
+        return SubtitleAnswers(vtt)
+    return JsonAnswers() if json else JsonLinesAnswers() if jsonl else TextAnswers()
 
 
 def _write(text: str) -> None:

@@ -1,0 +1,76 @@
+"""What `edgemllm chat` does with its options: open the media, plan, and hand over to a conversation or to the questions."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from edgemllm.commands import options
+from edgemllm.commands.chat.repl import converse
+from edgemllm.commands.chat.run import Chat
+from edgemllm.commands.estimate import TURN_TOKENS, question_tokens
+from edgemllm.commands.plan.report import stop_after
+from edgemllm.errors import UsageError
+from edgemllm.launch import prepare
+from edgemllm.media.detail import Detail
+from edgemllm.media.video import Video
+from edgemllm.models.chat import Sampling
+from edgemllm.models.families import family_of
+
+
+def chat(
+    questions: Sequence[str],
+    videos: Sequence[str],
+    images: Sequence[str],
+    clip: options.ClipOptions,
+    size: options.DetailOptions,
+    run: options.RequestOptions,
+    reply: options.AnswerOptions,
+    output: options.JsonOptions,
+    screen: options.ScreenOptions,
+    dry_run: bool,
+) -> None:
+    """Run the command."""
+    if any(not question.strip() for question in questions):
+        raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
+    display = screen.display()
+    sources = [Video.open(video, **clip.of()) for video in videos]
+    detail = size.detail()
+    request = run.request(system=reply.system, detail=detail)
+    launch = prepare(request, lambda config: _input_tokens(config, sources, images, questions, detail))
+    if dry_run:
+        stop_after(launch, output.either)
+    sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
+    chat = Chat(launch, display, sampling, output.events("chat"))
+    if not questions and sys.stdin.isatty():
+        chat.go(sources, images, functools.partial(converse, chat))
+        return
+    asked = iter(questions or _lines(sys.stdin))
+    first = next(asked, None)
+    if first is None:
+        display.say("no question on standard input: nothing was asked")
+        chat.go(sources, images, None)
+    else:
+        chat.go(sources, images, functools.partial(chat.answer_all, itertools.chain([first], asked)))
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    for line in stream:
+        if line.strip():
+            yield line.rstrip()
+
+
+def _input_tokens(
+    config: Any, videos: Sequence[Video], images: Sequence[str], questions: Sequence[str], detail: Detail
+) -> int | None:
+    """Estimate how many tokens the input has; None where a video's length is not known."""
+    sizes = family_of(config.model_type).sizes(config, detail)
+    total = sum(map(question_tokens, questions)) + sizes.image_tokens * len(images)
+    for video in videos:
+        if video.expected is None:
+            return None
+        total += video.expected * sizes.frame_tokens + TURN_TOKENS
+    return total

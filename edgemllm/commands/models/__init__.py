@@ -1,0 +1,1 @@
+"""`edgemllm models`: what there is to load."""

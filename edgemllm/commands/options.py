@@ -1,0 +1,193 @@
+"""Options that several commands have: each declared once, with type, default, help and names, in groups taken whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgemllm import policies
+from edgemllm.commands.events import Events
+from edgemllm.device import profiles
+from edgemllm.errors import UsageError
+from edgemllm.launch import Request
+from edgemllm.media.detail import Detail
+from edgemllm.screen import Display
+from edgemllm.units import parse_time
+
+MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
+TEXT, RUN, ASKING = "Text", "Long runs", "Asking"
+
+LARGEST_SEED = 2**63 - 1
+"""What torch's and numpy's generators take."""
+
+
+def option(*names: str, help: str, panel: str, **more: Any) -> Any:
+    """Declare an option that is also read from the environment, under the heading `panel` of the help page."""
+    environment = "EDGEMLLM_" + names[0].strip("-").upper().replace("-", "_")
+    return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, show_envvar=False, **more)
+
+
+def listed(text: str, option: str) -> list[str]:
+    """Return the values of an option that takes several, a,b,c. Raises UsageError where one is empty."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise UsageError(f"{option} {text!r} has an empty value", f"{option} a,b")
+    return words
+
+
+def _complete_policy(incomplete: str) -> list[str]:
+    return [name for name in policies.names() if name.startswith(incomplete)]
+
+
+def _complete_profile(incomplete: str) -> list[str]:
+    return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
+
+
+def _policy(help: str) -> Any:
+    return option("--policy", help=f"{help} [default: the profile's]", panel=MEMORY, autocompletion=_complete_policy)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The model, where it runs, and what its cache keeps."""
+
+    model: Annotated[
+        str, option("--model", "-m", help="A name of `models`, random:NAME, a hub id or a folder.", panel=MODEL)
+    ] = "demo"
+    profile: Annotated[
+        str, option("--profile", "-p", help="auto, a name or a file.", panel=MEMORY, autocompletion=_complete_profile)
+    ] = "auto"
+    policy: Annotated[str | None, _policy("Which tokens the cache keeps: a name of `edgemllm policies`, or file.py:Class.")] = (
+        None
+    )
+    set: Annotated[list[str], option("--set", help="A policy's own setting, key=value; repeatable.", panel=MEMORY)] = field(
+        default_factory=list
+    )
+    kv_budget: Annotated[
+        str,
+        option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY),
+    ] = "auto"
+    quant: Annotated[str, option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)] = "auto"
+    dtype: Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)] = "auto"
+    device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)] = "auto"
+    chunk: Annotated[
+        int | None,
+        option("--chunk", help="Prefill chunk in tokens. Try 128 or 64 if memory runs out during prefill.", panel=MEMORY),
+    ] = None
+    offline: Annotated[bool, option("--offline", help="Never touch the network.", panel=MODEL)] = False
+    trust_remote_code: Annotated[
+        bool, option("--trust-remote-code", help="Let the checkpoint's own code run.", panel=MODEL)
+    ] = False
+
+    def request(self, **more: Any) -> Request:
+        """Return what to prepare; `more` are fields of the request that the command decides itself."""
+        return Request(**(self._fields() | more))
+
+    def _fields(self) -> dict[str, Any]:
+        fields = dict(vars(self))
+        return {"settings": fields.pop("set"), **fields}
+
+
+@dataclass(frozen=True)
+class ComparedOptions(RequestOptions):
+    """The same for a command that runs several policies side by side."""
+
+    policy: Annotated[str | None, _policy("One or more names of `edgemllm policies`, a,b,c, at equal KV bytes.")] = None
+
+    @property
+    def policies(self) -> list[str]:
+        """The names; where there are none, that of the profile."""
+        return listed(self.policy if self.policy is not None else profiles.load(self.profile).cache.policy, "--policy")
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Which frames of a recording."""
+
+    fps: Annotated[float, option("--fps", help="Frames a second to look at.", panel=MEDIA)] = 1.0
+    max_frames: Annotated[
+        int | None, option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)
+    ] = None
+    start: Annotated[str | None, option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)] = None
+    end: Annotated[str | None, option("--end", help="Stop there.", panel=MEDIA)] = None
+
+    def of(self) -> dict[str, Any]:
+        """Return them as keywords of `Video.open` and `Source`, times in seconds."""
+        start = parse_time(self.start) if self.start else 0.0
+        end = parse_time(self.end) if self.end else None
+        return {"fps": self.fps, "max_frames": self.max_frames, "start": start, "end": end}
+
+
+@dataclass(frozen=True)
+class DetailOptions:
+    """How large pictures are."""
+
+    max_pixels: Annotated[
+        int | None, option("--max-pixels", help="Larger pictures are made smaller: fewer tokens, less detail.", panel=MEDIA)
+    ] = None
+    tokens_per_frame: Annotated[
+        int | None, option("--tokens-per-frame", help="At most so many a video frame: the video may be longer.", panel=MEDIA)
+    ] = None
+
+    def detail(self) -> Detail:
+        """Return what the family is asked for."""
+        return Detail(self.max_pixels, self.tokens_per_frame)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How answers are made."""
+
+    system: Annotated[str | None, option("--system", "-s", help="A system prompt.", panel=ANSWER)] = None
+    max_tokens: Annotated[int, option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)] = 512
+    temperature: Annotated[float, option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)] = 0.0
+    top_p: Annotated[
+        float, option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)
+    ] = 1.0
+    seed: Annotated[int, option("--seed", help="Of the sampling.", panel=ANSWER, min=0, max=LARGEST_SEED)] = 0
+
+
+Json = Annotated[bool, option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
+
+
+@dataclass(frozen=True)
+class JsonOptions:
+    """JSON on standard output."""
+
+    json: Json = False
+    jsonl: Annotated[bool, option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)] = False
+
+    @property
+    def either(self) -> bool:
+        """Whether standard output is JSON."""
+        return self.json or self.jsonl
+
+    def events(self, command: str) -> Events:
+        """Return the writer of a command's events and result."""
+        return Events(command, self.json, self.jsonl)
+
+
+Quiet = Annotated[bool, option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Also tracebacks and the libraries' warnings.", panel=OUTPUT)]
+
+
+@dataclass(frozen=True)
+class ScreenOptions:
+    """What stderr shows."""
+
+    quiet: Quiet = False
+    verbose: Verbose = False
+    progress: Annotated[str, option("--progress", help="auto, plain or none.", panel=OUTPUT)] = "auto"
+
+    def display(self) -> Display:
+        """Return the live line. Raises UsageError for an unknown mode."""
+        return Display("none" if self.quiet else self.progress)
+
+
+Videos = Annotated[list[str], option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
+Questions = Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more, in quotes.", show_default=False)]
+Plot = Annotated[Path | None, option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
+DryRun = Annotated[bool, option("--dry-run", help="Plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]

@@ -1,0 +1,1 @@
+"""`edgemllm plan`: what fits, before anything is loaded."""

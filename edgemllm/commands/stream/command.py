@@ -1,0 +1,155 @@
+"""What `edgemllm stream` does with its options: open the source, plan, load, watch, and close everything in order."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgemllm import session_file
+from edgemllm.commands import options
+from edgemllm.commands.estimate import question_tokens
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.lineup import limit
+from edgemllm.commands.plan.report import stop_after
+from edgemllm.commands.stream.answers import Answers, answers_as
+from edgemllm.commands.stream.options import FeedOptions, QuestionOptions, SessionOptions, SubtitleOptions
+from edgemllm.commands.stream.rounds import Rounds
+from edgemllm.commands.stream.run import Stream
+from edgemllm.commands.stream.schedule import Schedule
+from edgemllm.errors import EdgeError, MediaError, UsageError
+from edgemllm.launch import prepare
+from edgemllm.media.detail import Detail
+from edgemllm.media.similarity import Similarity
+from edgemllm.media.source import Source
+from edgemllm.media.typed_lines import TypedLines
+from edgemllm.models.chat import Sampling
+from edgemllm.models.families import family_of
+from edgemllm.screen import Display
+from edgemllm.units import clock
+
+
+def stream(
+    source: str,
+    questions: QuestionOptions,
+    clip: options.ClipOptions,
+    size: options.DetailOptions,
+    feed: FeedOptions,
+    kept: SessionOptions,
+    run: options.RequestOptions,
+    reply: options.AnswerOptions,
+    output: options.JsonOptions,
+    subtitles: SubtitleOptions,
+    screen: options.ScreenOptions,
+    dry_run: bool,
+    interrupts: Interrupts,
+) -> None:
+    """Run the command until the source ends or `interrupts` end it."""
+    display = screen.display()
+    out = answers_as(output.json, output.jsonl, subtitles.srt, subtitles.vtt)
+    schedule = questions.schedule()
+    watched = Source(source, **clip.of(), live=feed.live, retries=feed.retries, timeout=feed.silence)
+    similarity = Similarity(feed.skip_similar) if feed.skip_similar is not None else None
+    if kept.save is not None:
+        session_file.check_place(kept.save)
+    state = _earlier(kept.resume, kept.save, display)
+    with contextlib.closing(watched.open(state.get("place"))) as frames:
+        schedule.start = watched.start
+        _check_times(schedule, watched)
+        detail = size.detail()
+        request = run.request(system=reply.system, detail=detail)
+        launch = prepare(request, lambda config: _input_tokens(config, watched, schedule, detail))
+        if dry_run:
+            stop_after(launch, output.either)
+        session = launch.open(display.step)
+        if state and kept.resume is not None:
+            session_file.load(session, kept.resume)
+        display.device, display.expected = launch.device, watched.video.expected if watched.video else None
+        sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
+        rounds = Rounds(session, schedule, sampling, out, display, stopping=interrupts.asked)
+        lines = _lines(source, display)
+        stream = Stream(rounds, watched, frames, interrupts.save_wanted, lines, similarity, kept.save, clip.max_frames)
+        stream.limit = limit(launch)
+        if state:
+            stream.resume(state)
+            display.say(f"going on from {kept.resume} at {clock(session.meter.video_s)}")
+        interrupts.session = session
+        out.start(**launch.describe(), source=watched.name)
+        _watch(stream, out, interrupts)
+
+
+def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
+    """Watch; whatever ends it, the session is saved if it is whole, and the output is closed."""
+    failure: EdgeError | None = None
+    try:
+        run.run()
+    except MediaError as error:
+        failure = error
+    except EdgeError as error:  # in the middle of a forward pass: the earlier file is the better one
+        failure, run.save_to = error, None
+    except BrokenPipeError:  # nobody reads the answers any more
+        if run.save_to is not None:
+            run.save()
+        raise
+    except Exception:
+        run.display.clear()
+        out.close(1, **run.summary())
+        raise
+    run.display.clear()
+    if run.save_to is not None:
+        try:
+            run.save()
+        except EdgeError as error:
+            if failure is not None:
+                run.display.tell(f"error: {error.message}")
+            failure = failure or error
+    out.close(failure.exit_code if failure else interrupts.code, **run.summary())
+    if failure is not None:
+        raise failure
+
+
+def _earlier(resume: Path | None, save: Path | None, display: Display) -> dict[str, Any]:
+    """The state of the run that is to go on; empty where there is none."""
+    if resume is None:
+        return {}
+    if resume == save and not resume.exists():
+        display.say(f"no saved session {resume} yet: from the beginning")
+        return {}
+    state = session_file.run_of(resume)
+    if "place" not in state:
+        raise UsageError(f"{resume} is a session, but of no stream", "edgemllm chat, then /load")
+    return state
+
+
+def _lines(source: str, display: Display) -> TypedLines | None:
+    """Questions from standard input, unless it brings the images."""
+    if source == "-" or sys.stdin is None:
+        return None
+    lines = TypedLines(sys.stdin)
+    if lines.interactive:
+        display.say("type a question at any time; /help lists the commands")
+    return lines
+
+
+def _check_times(schedule: Schedule, source: Source) -> None:
+    """Refuse before hours of watching a time that a recording does not have. A second too much is fine."""
+    video = source.video
+    last = max((when for when, _ in schedule.timed), default=0.0)
+    if video is None or video.seconds is None or last <= video.start + (video.span or 0.0) + source.offset + 1:
+        return
+    raise UsageError(
+        f"--at {clock(last)} is beyond the end of {source.name}, which lasts {clock(video.seconds)}",
+        f"choose a time up to {clock(video.seconds)}, or --at end",
+    )
+
+
+def _input_tokens(config: Any, source: Source, schedule: Schedule, detail: Detail) -> int | None:
+    """Estimate how many tokens the input has; None where its length is not known."""
+    video = source.video
+    if video is None or video.expected is None or video.span is None:
+        return None
+    frame = family_of(config.model_type).sizes(config, detail).frame_tokens
+    rounds = [(question, video.span // every) for question, every in schedule.standing]
+    rounds += [(question, 1) for question in (*schedule.final, *(question for _, question in schedule.timed))]
+    return round(video.expected * frame + sum(count * question_tokens(question) for question, count in rounds))

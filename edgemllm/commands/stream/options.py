@@ -1,0 +1,92 @@
+"""The options of `edgemllm stream` that no other command has, in groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from edgemllm.commands.options import ASKING, MEDIA, OUTPUT, RUN, option
+from edgemllm.commands.stream.schedule import Schedule
+from edgemllm.units import parse_time
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What is asked, and when."""
+
+    ask: Annotated[list[str], option("--ask", help="A standing question; repeatable. See --every.", panel=ASKING)] = field(
+        default_factory=list
+    )
+    every: Annotated[
+        list[str],
+        option(
+            "--every", help="How often: 30s, 5m; one for all standing questions or one for each. [default: 30s]", panel=ASKING
+        ),
+    ] = field(default_factory=list)
+    at: Annotated[
+        list[str],
+        option(
+            "--at",
+            help="A question at a time of the stream, or at its end: --at 00:10:00 'Who came?'; repeatable.",
+            panel=ASKING,
+            metavar="TIME QUESTION",
+        ),
+    ] = field(default_factory=list)
+
+    def schedule(self) -> Schedule:
+        """Return the questions with their times. Raises UsageError."""
+        return Schedule.parse(self.ask, self.every, self.at)
+
+
+@dataclass(frozen=True)
+class FeedOptions:
+    """How frames come in."""
+
+    live: Annotated[
+        bool | None,
+        option(
+            "--live/--no-live",
+            help="Watch by the clock and drop what the model is too slow for. [default: only what does not wait]",
+            panel=MEDIA,
+        ),
+    ] = None
+    retries: Annotated[
+        int, option("--retries", help="Attempts to connect to a lost source again; -1: for ever.", panel=MEDIA, min=-1)
+    ] = 10
+    timeout: Annotated[
+        str | None,
+        option("--timeout", help="Silence after which an address is lost (10s), or a folder has ended (never).", panel=MEDIA),
+    ] = None
+    skip_similar: Annotated[
+        float | None,
+        option(
+            "--skip-similar", help="Skip frames this similar to the last one seen, such as 0.98. [default: none]", panel=MEDIA
+        ),
+    ] = None
+
+    @property
+    def silence(self) -> float | None:
+        """`--timeout` in seconds."""
+        return parse_time(self.timeout) if self.timeout else None
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Where the session is kept between two runs."""
+
+    save: Annotated[
+        Path | None, option("--save", help="Write the session there at the end, and on SIGTERM and SIGUSR1.", panel=RUN)
+    ] = None
+    resume: Annotated[
+        Path | None,
+        option("--resume", help="Go on from a saved session; where --save names the same file, it need not exist.", panel=RUN),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SubtitleOptions:
+    """Subtitles on standard output."""
+
+    srt: Annotated[bool, option("--srt", help="The answers as SRT subtitles on stdout.", panel=OUTPUT)] = False
+    vtt: Annotated[bool, option("--vtt", help="The answers as WebVTT subtitles on stdout.", panel=OUTPUT)] = False
