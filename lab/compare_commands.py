@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare the command line of two checkouts: calls of every command, their exit codes and output, and all help pages.
+"""Compare the command line of two checkouts: calls of every command, exit codes and output, and all help pages.
 
     python lab/compare_commands.py ../before ../after
     python lab/compare_commands.py ../before --record before.json
@@ -198,6 +198,8 @@ def normal(call: str, code: int, out: str, err: str) -> str:
             lines += json.dumps(without_figures(found), indent=1, ensure_ascii=False).splitlines()
         elif call.split()[1] in ("bench", "perplexity"):
             lines.append(" ".join(FIGURES.sub("#", line).replace("-", "").split()))
+        elif line.startswith("  free "):  # of a plan
+            lines.append(FIGURES.sub("#", " ".join(line.split())))
         else:
             lines.append(line)
     if code:

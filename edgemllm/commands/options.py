@@ -26,7 +26,7 @@ LARGEST_SEED = 2**63 - 1
 
 def option(*names: str, help: str, panel: str, **more: Any) -> Any:
     """Declare an option that is also read from the environment, under the heading `panel` of the help page."""
-    environment = "EDGEMLLM_" + names[0].strip("-").upper().replace("-", "_")
+    environment = "EDGEMLLM_" + names[0].partition("/")[0].strip("-").upper().replace("-", "_")
     return typer.Option(*names, help=help, rich_help_panel=panel, envvar=environment, show_envvar=False, **more)
 
 
