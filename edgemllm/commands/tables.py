@@ -14,9 +14,9 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
 def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Return a Markdown table, padded so that it also reads well as text; the first `left` columns flush left."""
     widths = _widths(rows)
-    rule = [f"{'-' * (width - 1)}{'-' if column < left else ':'}" for column, width in enumerate(widths)]
-    lines = [f"| {' | '.join(_pad(row, widths, range(left)))} |" for row in (rows[0], rule, *rows[1:])]
-    return "\n".join(lines)
+    head, *lines = (f"| {' | '.join(_pad(row, widths, range(left)))} |" for row in rows)
+    rule = "|".join("-" * (width + 1) + ("-" if column < left else ":") for column, width in enumerate(widths))
+    return "\n".join([head, f"|{rule}|", *lines])
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,36 @@ def inspect(
 ) -> None:
     """Run the command."""
     _check(shown, drawn.out)
+    with _folder(drawn.out):
+        _draw(questions, shown, clip, drawn, run, json, quiet)
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder before a long run rather than after it; where nothing comes to be drawn, none is left."""
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path}: {error.strerror}", "another folder for --out") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # pictures are in it
+                path.rmdir()
+        raise
+
+
+def _draw(
+    questions: Sequence[str],
+    shown: InputOptions,
+    clip: options.ClipOptions,
+    drawn: PictureOptions,
+    run: options.ComparedOptions,
+    json: bool,
+    quiet: bool,
+) -> None:
     display, names = Display("none" if quiet else "auto"), run.policies
     words = "".join(Text([str(path) for path in shown.text], run.offline).blocks()) if shown.text else ""
     if shown.text and not words:
@@ -90,10 +121,6 @@ def _check(shown: InputOptions, out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file", "name a folder")
     figures.check(out.parent / FILES[0], "inspect")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {out}: {error.strerror}", "another folder for --out") from error
 
 
 def _watched(whole: Launch, source: Input) -> tuple[Session, Watcher]:
