@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgemllm.device import memory, profiles
+from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS
+from edgemllm.device import detect, memory
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
-from edgemllm.planning.plan import Plan, parse_kv_budget, plan
+from edgemllm.planning import chunk_size
+from edgemllm.planning.budget import parse_kv_budget
+from edgemllm.planning.case import Case
+from edgemllm.planning.plan import Plan
+from edgemllm.planning.planner import plan
 
 if TYPE_CHECKING:
     from edgemllm.device.profiles import DeviceProfile
     from edgemllm.models.families.base import ModelFamily
     from edgemllm.models.loading import Checkpoint
+    from edgemllm.policies.base import CachePolicy
     from edgemllm.session import Session
 
-QUANTISATIONS = ("auto", "none", "nf4", "int8")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
-DEFAULT_POLICY = "inf-mllm"
 SMALL_MODEL = 200_000_000
 """Below this many quantisable parameters `--quant auto` leaves the weights alone: nothing to gain, quality to lose."""
 
@@ -48,23 +50,29 @@ class Request:
     detail: Detail = ANY
 
 
-@dataclass
+@dataclass(frozen=True)
 class Launch:
     """Everything decided, nothing loaded."""
 
     request: Request
     profile: DeviceProfile
     policy_name: str
-    policy: Any
+    policy: CachePolicy
     checkpoint: Checkpoint
     quant: str
+    """The weights' quantisation: asked for, chosen, or what the checkpoint was stored with."""
+
     dtype: str
     device: str
     chunk: int
+    """Tokens of a prefill chunk; never more than the plan counts with."""
+
     budget: int | None
+    """Tokens a layer; None: the cache grows."""
+
     plan: Plan
     memory: memory.Memory
-    notes: list[str] = field(default_factory=list)
+    """What was free when it was planned."""
 
     def open(self, on_step: Callable[[Session], None] | None = None, family: ModelFamily | None = None) -> Session:
         """Load the weights, or take those of `family`, and begin an empty session.
@@ -73,7 +81,7 @@ class Launch:
         """
         if not self.plan.fits:
             raise self.plan.error()
-        from edgemllm.models.loading import load, quantisation_of
+        from edgemllm.models.loading import load
         from edgemllm.session import Session
 
         if family is None:
@@ -81,7 +89,6 @@ class Launch:
                 family = load(
                     self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
                 )
-        self.quant = quantisation_of(family.model)
         session = Session(family, self.policy, self.budget, self.chunk, self.request.system)
         if on_step is not None:
             session.on_step = on_step
@@ -104,91 +111,112 @@ def prepare(
     input_tokens: Callable[[Any], int | None] = lambda config: None,
     plan_only: bool = False,
     checkpoint: Checkpoint | None = None,
-    advise: bool = True,
 ) -> Launch:
     """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
 
-    `checkpoint`: that of the request, where it was already looked up. `advise`: name a smaller model where no setting helps.
+    `checkpoint`: that of the request, where it was already looked up.
 
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
     """
+    launch = decide(request, input_tokens, plan_only, checkpoint)
+    if launch.plan.fits or launch.plan.suggestions:
+        return launch
+    return replace(launch, plan=replace(launch.plan, suggestions=(_smaller_model(launch, plan_only),)))
+
+
+def decide(
+    request: Request,
+    input_tokens: Callable[[Any], int | None] = lambda config: None,
+    plan_only: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> Launch:
+    """As `prepare`, but without the search for a smaller model where no setting makes this one fit."""
     from edgemllm import policies
     from edgemllm.models import loading, shipped
     from edgemllm.models.spec import cache_spec
     from edgemllm.session import FRAMES_AT_ONCE
 
-    for name, value, known in (
-        ("quant", request.quant, QUANTISATIONS), ("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES),
-    ):  # fmt: skip
-        if value not in known:
-            raise UsageError(f"--{name} {value} is unknown", f"one of {', '.join(known)}")
-    if request.chunk is not None and request.chunk < 1:
-        raise UsageError(f"--chunk {request.chunk} feeds nothing", "a number from 1 upwards")
-    profile = profiles.load(request.profile)
+    _check(request)
+    profile = detect.profile(request.profile)
     policy_name = request.policy or profile.cache.policy
     policy = policies.build(policy_name, request.settings)
     budget = parse_kv_budget(request.kv_budget)
     name = shipped.architecture(request.model) if plan_only else request.model
     checkpoint = checkpoint or loading.locate(name, request.offline, request.trust_remote_code, _say)
-    family = checkpoint.family
-    sizes = family.sizes(checkpoint.config, request.detail)
+    sizes = checkpoint.family.sizes(checkpoint.config, request.detail)
 
     # A plan for another machine takes that machine's word; a run takes what is here.
     elsewhere = plan_only and request.profile != "auto"
     device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     dtype = _dtype(request.dtype, profile, device)
     spec = checkpoint.spec.with_patches(sizes.patches)
-    quant = request.quant
+    case = Case(
+        profile=profile,
+        memory=profile.idle_memory() if elsewhere else memory.probe(device),
+        spec=spec,
+        shape=cache_spec(checkpoint.config.get_text_config(), ITEM_BYTES[dtype], checkpoint.family.axes),
+        policy=policy,
+        policy_name=policy_name,
+        quant=_quant(request, checkpoint, profile),
+        dtype=dtype,
+        chunk=request.chunk or profile.chunk,
+        budget=budget,
+        input_tokens=input_tokens(checkpoint.config),
+        frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
+    )
+    made = plan(case)
+    slots = made.kv_budget_tokens if policy.bounded or budget.kind != "auto" else None
+    return Launch(
+        request, profile, policy_name, policy, checkpoint, checkpoint.stored_as or case.quant, dtype, device,
+        _chunk(request, case, slots, sizes.indivisible), slots, made, case.memory,
+    )  # fmt: skip
+
+
+def _check(request: Request) -> None:
+    """UsageError for a word that no option knows."""
+    for name, value, choices in (
+        ("quant", request.quant, QUANTISATIONS), ("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES),
+    ):  # fmt: skip
+        if value not in ("auto", *choices):
+            raise UsageError(f"--{name} {value} is unknown", f"one of auto, {', '.join(choices)}")
+    if request.chunk is not None and request.chunk < 1:
+        raise UsageError(f"--chunk {request.chunk} feeds nothing", "a number from 1 upwards")
+
+
+def _quant(request: Request, checkpoint: Checkpoint, profile: DeviceProfile) -> str:
+    """How to quantise the weights; none for a checkpoint that was quantised beforehand."""
     if checkpoint.prequantised_with:
-        if quant not in ("auto", "none"):
+        if request.quant not in ("auto", "none"):
             raise UsageError(
-                f"--quant {quant}: {request.model} is already quantised with {checkpoint.prequantised_with}",
+                f"--quant {request.quant}: {request.model} is already quantised with {checkpoint.prequantised_with}",
                 "leave --quant out",
             )
-        quant = "none"
-    elif quant == "auto":
-        quant = profile.weights if spec.linear_parameters >= SMALL_MODEL else "none"
-    shape = cache_spec(checkpoint.config.get_text_config(), _itemsize(dtype), family.axes)
-    chunk = request.chunk or profile.chunk
-    here = profile.idle_memory() if elsewhere else memory.probe(device)
-    planned = plan(
-        profile, here, spec, quant, dtype, chunk, budget,
-        kv_bytes_per_token=shape.token_bytes(policy),
-        kv_fixed_bytes=shape.fixed_bytes(policy, chunk),
-        minimum_tokens=policy.minimum() + 1,
-        input_tokens=input_tokens(checkpoint.config),
-        policy_name=policy_name,
-        bounded=policy.bounded,
-        renumbers=policy.positions == "cache",
-        scratch=policy.scratch,
-        frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
-        bounded_kv_bytes_per_token=shape.token_bytes(policies.build(DEFAULT_POLICY)),
-    )  # fmt: skip
-    slots: int | None = planned.kv_budget_tokens
-    if not policy.bounded and budget.kind == "auto":
-        slots = None
-    if slots is not None:
-        room = slots - policy.minimum()
-        if request.chunk is not None and request.chunk > room and policy.bounded:
-            raise DoesNotFitError(
-                f"chunks of {request.chunk} tokens leave too little of a KV budget of {slots} tokens a layer",
-                f"--chunk {room} or less, or a larger --kv-budget",
-            )
-        # A chunk sees between budget - chunk and budget tokens, so by default it takes a quarter at most.
-        chunk = request.chunk or max(1, min(max(min(chunk, slots // 4), sizes.indivisible), room))
-    if not planned.fits and not planned.suggestions and advise:
-        planned = replace(planned, suggestions=(_smaller_model(request, spec.parameters, spec.vision is not None, plan_only),))
-    return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, planned, here)
+        return "none"
+    if request.quant != "auto":
+        return request.quant
+    return profile.weights if checkpoint.spec.linear_parameters >= SMALL_MODEL else "none"
 
 
-def _smaller_model(request: Request, parameters: int, vision: bool, plan_only: bool) -> str:
+def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) -> int:
+    """The chunk asked for, or the profile's as far as a budget of `slots` tokens a layer takes it."""
+    if slots is None:
+        return case.chunk
+    if request.chunk is None:
+        return chunk_size.default(case.chunk, slots, case.policy, indivisible)
+    if case.policy.bounded:
+        chunk_size.check(request.chunk, slots, case.policy)
+    return request.chunk
+
+
+def _smaller_model(launch: Launch, plan_only: bool) -> str:
     """What to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
     from edgemllm.models import shipped
 
-    for name in shipped.smaller(parameters, vision):
-        smaller = replace(request, model=shipped.architecture(name), detail=ANY)
+    spec = launch.checkpoint.spec
+    for name in shipped.smaller(spec.parameters, spec.vision is not None):
+        smaller = replace(launch.request, model=shipped.architecture(name), detail=ANY)
         try:
-            made = prepare(smaller, plan_only=plan_only, advise=False).plan
+            made = decide(smaller, plan_only=plan_only).plan
         except (DoesNotFitError, UsageError):  # an option of this run means nothing there
             continue
         if made.fits:
@@ -248,7 +276,3 @@ def _dtype(wanted: str, profile: DeviceProfile, device: str) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _itemsize(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2

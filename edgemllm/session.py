@@ -21,6 +21,7 @@ from edgemllm.meter import Meter
 from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.weights import not_finite
+from edgemllm.planning import chunk_size
 from edgemllm.policies.base import CachePolicy
 
 FRAMES_AT_ONCE = 8
@@ -63,11 +64,8 @@ class Session:
                 f"{self.policy.minimum() + 1}",
                 f"--kv-budget {max(64, self.policy.minimum() + 1)}",
             )
-        if self.budget is not None and self.chunk > self.budget - self.policy.minimum():
-            raise DoesNotFitError(
-                f"chunks of {self.chunk} tokens leave too little of a KV budget of {self.budget} tokens a layer",
-                f"--chunk {self.budget - self.policy.minimum()} or less, or a larger --kv-budget",
-            )
+        if self.budget is not None:
+            chunk_size.check(self.chunk, self.budget, self.policy)
         least = self.family.sizes(self.family.model.config).indivisible
         if self.chunk < least:
             raise DoesNotFitError(

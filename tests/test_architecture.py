@@ -10,9 +10,10 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 PACKAGE = TOP / "edgemllm"
 LEVELS = (
-    {"errors", "meter", "units", "__init__"},
+    {"choices", "errors", "meter", "units", "__init__"},
     {"device"},
-    {"media", "planning", "cache", "policies", "models"},
+    {"media", "cache", "policies", "models"},
+    {"planning"},
     {"session"},
     {"session_file"},
     {"launch", "screen"},

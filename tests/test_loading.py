@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
+from edgemllm.models.quantisation import quantisation_of
 from edgemllm.models.random_weights import byte_tokenizer
 from edgemllm.policies.full import Full
 from edgemllm.session import Session
@@ -147,7 +148,7 @@ def test_a_checkpoint_that_was_quantised_beforehand_is_complete(tmp_path: Path) 
     shutil.copytree(loading.DEMO, tmp_path / "model")
     family.model.save_pretrained(tmp_path / "model")
     again = loading.load(loading.locate(str(tmp_path / "model")))
-    assert loading.quantisation_of(again.model) == "nf4"
+    assert quantisation_of(again.model) == "nf4"
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,9 @@ def test_resume_refuses_another_run_and_keeps_automatic_budgets(short: list[str]
     assert "exists already" in command(*saving, code=2).stderr
     assert "chunk 20" in command(*saving, "--resume", "--chunk", 10, code=2).stderr
     assert "kv budget" in command(*saving, "--resume", "--kv-budget", 100, code=2).stderr
-    from edgemllm.planning import slots
+    from edgemllm.planning import case
 
-    monkeypatch.setattr(slots, "AUTO_TOKENS", 256)  # as if less memory were free than when the run began
+    monkeypatch.setattr(case, "AUTO_TOKENS", 256)  # as if less memory were free than when the run began
     assert digits(command(*saving, "--resume").stdout) == first
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged" in command(*saving, "--resume", code=3).stderr

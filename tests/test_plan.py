@@ -1,17 +1,26 @@
 """The planner: budgets as people write them, exact weight bytes, sums that add up, advice that fits."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
+from edgemllm import policies
+from edgemllm.cache.scratch import Scratch
+from edgemllm.cache.size import CacheSpec
 from edgemllm.commands.events import headed
 from edgemllm.device import profiles
 from edgemllm.device.memory import Memory
 from edgemllm.errors import DoesNotFitError, UsageError
-from edgemllm.planning.plan import KVBudget, ModelSpec, Plan, Scratch, activation_bytes, parse_kv_budget, plan, vision_bytes
+from edgemllm.models.spec import ModelSpec
+from edgemllm.planning.budget import KVBudget, parse_kv_budget
+from edgemllm.planning.case import Case
+from edgemllm.planning.peaks import activation_bytes, vision_bytes
+from edgemllm.planning.plan import Plan
+from edgemllm.planning.planner import plan
+from edgemllm.policies.base import CachePolicy
 
 GIB = 2**30
 TEXT = {
@@ -44,8 +53,26 @@ def qwen_7b() -> ModelSpec:
     return ModelSpec.from_config(Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False))
 
 
+@dataclass(frozen=True)
+class Keeps(CachePolicy):
+    """Always keeps so many tokens."""
+
+    least: int = 127
+
+    def minimum(self) -> int:
+        return self.least
+
+
+FULL = {"policy": policies.build("full"), "policy_name": "full"}
+
+
+def cache_of(spec: ModelSpec) -> CacheSpec:
+    return CacheSpec(spec.layers, spec.heads, spec.kv_heads, spec.head_dim, itemsize=2)
+
+
 def kv_per_token(spec: ModelSpec) -> int:
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * 2
+    """Keys and values in 16 bits; a position, a time and a modality for every KV head."""
+    return spec.layers * spec.kv_heads * (2 * spec.head_dim * 2 + 4 + 4 + 1)
 
 
 def make(spec: ModelSpec, name: str = "orin-nx-16gb", **changes: Any) -> Plan:
@@ -58,13 +85,11 @@ def make(spec: ModelSpec, name: str = "orin-nx-16gb", **changes: Any) -> Plan:
         "dtype": profile.dtype,
         "chunk": profile.chunk,
         "budget": KVBudget(),
-        "kv_bytes_per_token": kv_per_token(spec),
-        "kv_fixed_bytes": 0,
-        "minimum_tokens": 128,
-        "input_tokens": None,
-        "policy_name": "inf-mllm",
+        "shape": cache_of(spec),
+        "policy": Keeps(),
+        "policy_name": "keeps",
     }
-    return plan(**{**arguments, **changes})
+    return plan(Case(**{**arguments, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +119,6 @@ def test_budgets_that_mean_nothing(text: str) -> None:
 
 def test_published_sizes_of_qwen_7b(qwen_7b: ModelSpec) -> None:
     assert qwen_7b.parameters == 8_292_166_656  # the checkpoint's own count
-    assert kv_per_token(qwen_7b) == 56 * 1024
     assert qwen_7b.weights_bytes("none", "bfloat16") == 2 * qwen_7b.parameters
     assert qwen_7b.not_quantised == ("model.visual", "lm_head")
     assert 6 * GIB < qwen_7b.weights_bytes("nf4", "bfloat16") < 7 * GIB
@@ -102,10 +126,10 @@ def test_published_sizes_of_qwen_7b(qwen_7b: ModelSpec) -> None:
 
 @pytest.mark.parametrize("name", profiles.names())
 def test_parts_sum_up(qwen_7b: ModelSpec, name: str) -> None:
-    made = make(qwen_7b, name, kv_fixed_bytes=12_345, budget=KVBudget("tokens", 2048))
+    made = make(qwen_7b, name, policy=policies.build("inf-mllm"), budget=KVBudget("tokens", 2048))
     parts = made.weights_bytes + made.vision_bytes + made.activation_bytes + made.kv_bytes + made.margin_bytes
     assert made.total_bytes == parts
-    assert made.kv_bytes == 12_345 + 2048 * 56 * 1024
+    assert made.kv_bytes == 28 * 32 * 3584 * 2 + 2048 * kv_per_token(qwen_7b)  # the window's queries, and the tokens
     assert made.fits == (made.total_bytes <= made.free_bytes)
     assert list(headed("plan", made.as_json())) == CONTRACT
     assert bool(made.decode_tps_ceiling) == (profiles.load(name).bandwidth_gb_s is not None)
@@ -119,19 +143,23 @@ def test_auto_fills_what_is_left_and_no_more(qwen_7b: ModelSpec) -> None:
     assert make(qwen_7b, profile=profile, memory=free).kv_budget_tokens == 4096
     assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=needed - 1)).kv_budget_tokens == 4032
     assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=99 * GIB)).kv_budget_tokens == 16384
-    assert make(qwen_7b, memory=replace(free, free_bytes=99 * GIB), kv_bytes_per_token=10**6).kv_bytes <= GIB
+    wide = replace(cache_of(qwen_7b), layers=500)
+    assert 0.9 * GIB < make(qwen_7b, memory=replace(free, free_bytes=99 * GIB), shape=wide).kv_bytes <= GIB
 
 
 def test_auto_stays_in_the_trained_context() -> None:
     spec = ModelSpec.from_config(Qwen2Config(**TEXT, max_position_embeddings=1000))
     assert make(spec).kv_budget_tokens == 960
-    assert make(spec, renumbers=False).kv_budget_tokens == 16384
+    assert make(spec, policy=Keeps(positions="original")).kv_budget_tokens == 16384
 
 
 def test_bytes_and_shares(qwen_7b: ModelSpec) -> None:
-    made = make(qwen_7b, budget=parse_kv_budget("112MiB"))
-    assert (made.kv_budget_tokens, made.kv_bytes) == (2048, 112 * 2**20)
-    assert make(qwen_7b, budget=parse_kv_budget("112MiB"), kv_fixed_bytes=1).kv_bytes <= 112 * 2**20
+    size = 2048 * kv_per_token(qwen_7b)
+    made = make(qwen_7b, budget=parse_kv_budget(f"{size}b"))
+    assert (made.kv_budget_tokens, made.kv_bytes) == (2048, size)
+    made = make(qwen_7b, budget=parse_kv_budget(f"{size}b"), policy=policies.build("inf-mllm"))
+    assert made.kv_budget_tokens < 2048
+    assert size - kv_per_token(qwen_7b) < made.kv_bytes <= size
     assert make(qwen_7b, budget=parse_kv_budget("25%"), input_tokens=10_000).kv_budget_tokens == 2500
     with pytest.raises(UsageError, match="length is not known"):
         make(qwen_7b, budget=parse_kv_budget("25%"))
@@ -139,26 +167,25 @@ def test_bytes_and_shares(qwen_7b: ModelSpec) -> None:
 
 def test_budget_below_the_minimum_of_the_policy(qwen_7b: ModelSpec) -> None:
     with pytest.raises(DoesNotFitError) as error:
-        make(qwen_7b, budget=parse_kv_budget("100"), minimum_tokens=260)
+        make(qwen_7b, budget=parse_kv_budget("100"), policy=Keeps(least=259))
     assert error.value.exit_code == 4
-    assert "inf-mllm needs at least 260" in error.value.message
+    assert "keeps needs at least 260" in error.value.message
     assert "--kv-budget 260" in error.value.hint
     with pytest.raises(DoesNotFitError):
-        make(qwen_7b, budget=parse_kv_budget("1KiB"), minimum_tokens=0)
+        make(qwen_7b, budget=parse_kv_budget("1KiB"), policy=Keeps(least=0))
 
 
 def test_full_needs_the_whole_input(qwen_7b: ModelSpec) -> None:
-    full: dict[str, Any] = {"policy_name": "full", "bounded": False, "minimum_tokens": 1, "renumbers": False}
-    made = make(qwen_7b, "orin-nx-16gb", input_tokens=230_400, **full)
+    made = make(qwen_7b, "orin-nx-16gb", input_tokens=230_400, **FULL)
     assert not made.fits
-    assert made.kv_bytes == 230_400 * 56 * 1024
+    assert made.kv_bytes == 230_400 * kv_per_token(qwen_7b)
     assert made.suggestions[-1].startswith("--policy inf-mllm --kv-budget 8192   needs ")
-    assert make(qwen_7b, "h200-141gb", input_tokens=230_400, **full).fits
-    longest = make(qwen_7b, "h200-141gb", **full)
+    assert make(qwen_7b, "h200-141gb", input_tokens=230_400, **FULL).fits
+    longest = make(qwen_7b, "h200-141gb", **FULL)
     assert longest.fits
     assert longest.kv_budget_tokens > 230_400
     with pytest.raises(DoesNotFitError, match="full never evicts"):
-        make(qwen_7b, "h200-141gb", input_tokens=5000, budget=KVBudget("tokens", 2048), **full)
+        make(qwen_7b, "h200-141gb", input_tokens=5000, budget=KVBudget("tokens", 2048), **FULL)
 
 
 def test_advice_fits_when_followed(qwen_7b: ModelSpec) -> None:
@@ -175,7 +202,7 @@ def follow(spec: ModelSpec, line: str, **arguments: Any) -> Plan:
     words = line.partition("   needs ")[0].split()
     typed = dict(zip(words[::2], words[1::2], strict=True))
     read = {"--quant": ("quant", str), "--chunk": ("chunk", int), "--kv-budget": ("budget", parse_kv_budget)}
-    read["--policy"] = ("bounded", bool)
+    read["--policy"] = ("policy", policies.build)
     return make(spec, **{**arguments, **{read[key][0]: read[key][1](value) for key, value in typed.items()}})
 
 
@@ -189,7 +216,7 @@ def test_every_suggestion_fits_with_room_for_its_chunk(qwen_7b: ModelSpec, budge
             "quant": quant,
             "chunk": 2048,
             "budget": parse_kv_budget(budget),
-            "bounded": bounded,
+            **({} if bounded else FULL),
             "input_tokens": None if bounded else 250,
         }
         made = make(qwen_7b, **arguments)
@@ -198,7 +225,8 @@ def test_every_suggestion_fits_with_room_for_its_chunk(qwen_7b: ModelSpec, budge
             followed = follow(qwen_7b, line, **arguments)
             assert followed.fits, line
             if "--chunk" in line and (bounded or "--policy" in line):
-                assert int(line.partition("--chunk ")[2].split()[0]) + 128 <= followed.kv_budget_tokens, line
+                least = Keeps().least if bounded else policies.build("inf-mllm").minimum()
+                assert int(line.partition("--chunk ")[2].split()[0]) + least <= followed.kv_budget_tokens, line
     assert seen > 5
 
 
@@ -235,7 +263,7 @@ def test_peaks_grow_with_what_they_depend_on(qwen_7b: ModelSpec) -> None:
     assert activation_bytes(qwen_7b, "none", "bfloat16", 512, 2048, watching) > small
     assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 4096, watching) > small
     assert activation_bytes(qwen_7b, "nf4", "bfloat16", 256, 2048, watching) - small == 18944 * 3584 * 2
-    assert small - activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048) == 28 * 128 * (2048 + 256) * 12
+    assert small - activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch()) == 28 * 128 * (2048 + 256) * 12
     assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(window=1024)) > small
     assert activation_bytes(qwen_7b, "none", "bfloat16", 256, 2048, Scratch(compaction_copies=1000)) > small
     one = vision_bytes(qwen_7b.vision, 3584, "bfloat16")

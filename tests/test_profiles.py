@@ -148,4 +148,4 @@ def test_small_card_and_no_card(tmp_path: Path) -> None:
 
 def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(detection, "detect", lambda root=tmp_path: profiles.load("h200-141gb"))
-    assert profiles.load("auto").name == "h200-141gb"
+    assert detection.profile("auto").name == "h200-141gb"

@@ -250,8 +250,8 @@ def test_a_system_prompt_that_comes_too_late_is_refused(demo: ModelFamily, tmp_p
 def test_quantisation_touches_the_language_model_alone(quant: str) -> None:
     pytest.importorskip("bitsandbytes")
     family = loading.load(loading.locate("demo"), quant=quant)
-    assert loading.quantisation_of(family.model) == quant
-    changed = [name for name, module in family.model.named_modules() if "bit" in type(module).__name__]
+    kind = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quant]
+    changed = [name for name, module in family.model.named_modules() if type(module).__name__ == kind]
     assert len(changed) == 6 * 7
     assert all(name.startswith("model.language_model.layers") for name in changed)
     session = Session(family, InfMLLM(), 128, chunk=32)

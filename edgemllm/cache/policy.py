@@ -17,7 +17,7 @@ from torch import Tensor
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.score_check import checked
 from edgemllm.cache.scores import OBSERVED_ROWS
-from edgemllm.planning.peaks import Scratch
+from edgemllm.cache.scratch import Scratch
 
 ALL = 1 << 62
 """As `observe_window`: every query."""

@@ -89,9 +89,7 @@ def limit(launch: Launch) -> int | None:
 
 def _same_chunk(launches: list[Launch]) -> list[Launch]:
     chunk = min(launch.chunk for launch in launches)
-    for launch in launches:
-        launch.chunk = chunk
-    return launches
+    return [dataclasses.replace(launch, chunk=chunk) for launch in launches]  # smaller than planned: the plans hold
 
 
 def _settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ import typer
 
 from edgemllm import policies
 from edgemllm.commands.events import Events
-from edgemllm.device import profiles
+from edgemllm.device import detect, profiles
 from edgemllm.errors import UsageError
 from edgemllm.launch import Request
 from edgemllm.media.detail import Detail
@@ -100,7 +100,7 @@ class ComparedOptions(RequestOptions):
     @property
     def policies(self) -> list[str]:
         """The names; where there are none, that of the profile."""
-        return listed(self.policy if self.policy is not None else profiles.load(self.profile).cache.policy, "--policy")
+        return listed(self.policy if self.policy is not None else detect.profile(self.profile).cache.policy, "--policy")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgemllm.commands.events import headed, write
 from edgemllm.device import profiles as known
+from edgemllm.device.detect import detect
 from edgemllm.device.memory import human_bytes
 
 
@@ -14,12 +15,12 @@ def show(name: str | None, json: bool) -> None:
     """Write every profile, or one of them with its sources."""
     if json:
         described = [known.load(each) for each in ([name] if name else known.names())]
-        here = known.detect().name
+        here = detect().name
         entries = [{**dataclasses.asdict(each), "this_machine": each.name == here} for each in described]
         write(headed("profiles", {"profiles": entries}))
         return
     if name is None:
-        here = known.detect().name
+        here = detect().name
         for each in known.names():
             profile = known.load(each)
             memory = human_bytes(profile.memory) if profile.memory else "what is free"

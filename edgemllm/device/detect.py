@@ -40,6 +40,11 @@ def cuda_gpu() -> Gpu | None:
     return Gpu(str(properties.name), int(properties.total_memory), capability, integrated)
 
 
+def profile(name_or_file: str | Path) -> DeviceProfile:
+    """What `--profile` means: `auto` is this machine, anything else a shipped name or a file."""
+    return detect() if str(name_or_file) == "auto" else load(name_or_file)
+
+
 def detect(root: Path = Path("/"), find_gpu: Callable[[], Gpu | None] = cuda_gpu) -> DeviceProfile:
     """The shipped profile nearest to this machine, with the memory that this machine really shows."""
     tree = device_tree(root)

@@ -1,4 +1,4 @@
-"""Device profiles: one TOML file in configs/devices for each class of machine, and which of them this machine is."""
+"""Device profiles: one TOML file in configs/devices for each class of machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgemllm.choices import DEFAULT_POLICY, DEVICES, DTYPES, QUANTISATIONS
 from edgemllm.device.memory import Memory, MemoryKind, parse_bytes, probe
 from edgemllm.errors import UsageError, nearest
 
 CHOICES = {
     "kind": ("unified", "discrete", "host"),
-    "backend": ("cuda", "cpu", "mps"),
-    "dtype": ("bfloat16", "float16", "float32"),
-    "weights": ("none", "nf4", "int8"),
+    "backend": DEVICES,
+    "dtype": DTYPES,
+    "weights": QUANTISATIONS,
 }
 REQUIRED = ("title", "kind", "reserved", "backend", "dtype", "weights", "chunk", "margin", "cache")
 TABLES = {"cache": ("policy", "memory"), "detect": ("modules", "gpus"), "source": None}
@@ -26,7 +27,7 @@ FIGURES = ("memory", "reserved", "bandwidth_gb_s", "chunk", "margin", "cache_mem
 class CacheConfig:
     """How the KV cache is kept on this device unless the command line says otherwise."""
 
-    policy: str = "inf-mllm"
+    policy: str = DEFAULT_POLICY
     """The policy that decides what stays in the cache."""
 
     memory: int | None = None
@@ -102,12 +103,8 @@ def names() -> list[str]:
 
 
 def load(name_or_file: str | Path) -> DeviceProfile:
-    """A shipped profile by name, one of your own by file, or `auto` for this machine."""
+    """A shipped profile by name, or one of your own by file; `auto` is what `detect.profile` takes besides."""
     text = str(name_or_file)
-    if text == "auto":
-        from edgemllm.device.detect import detect
-
-        return detect()
     if text in names():
         return _read(configs_folder() / "devices" / f"{text}.toml")
     path = Path(text).expanduser()
@@ -119,13 +116,6 @@ def load(name_or_file: str | Path) -> DeviceProfile:
         f"no device profile named {text!r}{nearest(text.lower(), names())}",
         f"one of auto, {', '.join(names())}, or the path of a .toml file",
     )
-
-
-def detect(root: Path = Path("/")) -> DeviceProfile:
-    """The profile of this machine; detect.py says how, and takes a GPU for tests."""
-    from edgemllm.device import detect as detection
-
-    return detection.detect(root)
 
 
 def _read(path: Path) -> DeviceProfile:
@@ -183,7 +173,7 @@ def _profile(path: Path, table: dict[str, Any]) -> DeviceProfile:
         weights=table["weights"],
         chunk=int(_positive(path, "chunk", table["chunk"])),
         margin=_bytes(path, "margin", table["margin"]),
-        cache=CacheConfig(inner.get("policy", "inf-mllm"), None if cap is None else _bytes(path, "cache.memory", cap)),
+        cache=CacheConfig(inner.get("policy", DEFAULT_POLICY), None if cap is None else _bytes(path, "cache.memory", cap)),
         modules=tuple(found.get("modules", ())),
         gpus=tuple(found.get("gpus", ())),
         source=dict(table.get("source", {})),

@@ -17,11 +17,11 @@ from edgemllm.models import hub, shipped
 from edgemllm.models.configuration import read_config, read_tokenizer
 from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
-from edgemllm.models.quantisation import method_of, quantisation_of, recipe, without_cpu_repacking
+from edgemllm.models.quantisation import method_of, recipe, stored_as, without_cpu_repacking
 from edgemllm.models.spec import ModelSpec
 from edgemllm.models.weights import check_complete
 
-__all__ = ["DEMO", "Checkpoint", "load", "locate", "quantisation_of"]
+__all__ = ["DEMO", "Checkpoint", "load", "locate"]
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 NEEDS = {"awq": "gptqmodel", "gptq": "optimum gptqmodel", "bitsandbytes": "bitsandbytes"}
@@ -47,6 +47,11 @@ class Checkpoint:
     def prequantised_with(self) -> str:
         """The method it was quantised with beforehand, or nothing."""
         return method_of(self.config)
+
+    @property
+    def stored_as(self) -> str:
+        """Its quantisation as `--quant` and our JSON name it, or nothing."""
+        return stored_as(self.config)
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -92,7 +97,7 @@ def load(
 ) -> ModelFamily:
     """Read the weights, or make them. `quant` is none, nf4 or int8; only the language model's layers are quantised.
 
-    A checkpoint that was quantised beforehand is loaded as it is, with `quant` none.
+    A checkpoint that was quantised beforehand is loaded as it is, whatever `quant` says.
     """
     import torch
     import transformers
@@ -101,6 +106,7 @@ def load(
     family.sizes(checkpoint.config, detail)  # refuses what is not offered, before anything is read
     auto = getattr(transformers, family.auto_class)
     kind = getattr(torch, dtype)
+    quant = "none" if checkpoint.prequantised_with else quant
     if checkpoint.folder is None:
         from edgemllm.models.random_weights import byte_tokenizer, random_model
 

@@ -30,6 +30,16 @@ def method_of(config: Any) -> str:
     return str(getattr(method, "value", method) or "")
 
 
+def stored_as(config: Any) -> str:
+    """The quantisation that a checkpoint has already: nf4 or int8 where bitsandbytes made it, else its method; or nothing."""
+    method = method_of(config)
+    if method != "bitsandbytes":
+        return method
+    found = config.quantization_config
+    four = found.get("load_in_4bit") if isinstance(found, dict) else found.load_in_4bit
+    return "nf4" if four else "int8"
+
+
 def require_bitsandbytes(quant: str) -> None:
     """UsageError where it is not installed."""
     try:

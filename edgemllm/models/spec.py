@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.cache.size import CacheSpec
+from edgemllm.choices import ITEM_BYTES, QUANTISATIONS
 from edgemllm.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-QUANTISATIONS = ("none", "nf4", "int8")
 
 # Qwen's towers take any resolution: its processor gives a video frame at most 768 tokens of 2 x 2 patches.
 ANY_RESOLUTION_PATCHES = 3072

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from edgemllm.models.spec import ITEM_BYTES, ModelSpec, VisionSpec
+from edgemllm.cache.scratch import Scratch
+from edgemllm.choices import ITEM_BYTES
+from edgemllm.models.spec import ModelSpec, VisionSpec
 
 WEIGHT_BYTES = 12
 """Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """What a cache policy needs for a moment, besides its cache."""
-
-    watched: int = 0
-    """Queries of a chunk whose attention is shown to it at once."""
-
-    window: int = 0
-    """Kept queries whose attention is computed when room is made."""
-
-    compaction_copies: int = 2
-    """float32 copies of a layer's keys while that layer is compacted."""
-
-
-NOTHING = Scratch()
 
 
 def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
@@ -40,13 +23,13 @@ def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int
     return frames * vision.patches * (values * ITEM_BYTES[dtype] + 2 * 4 * vision.patch_values)
 
 
-def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens: int, scratch: Scratch = NOTHING) -> int:
+def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens: int, scratch: Scratch) -> int:
     """Peak of one prefill step: `chunk` new tokens against a cache of `tokens` a layer, in one layer at a time."""
     fixed, per_token = activation_terms(spec, quant, dtype, chunk, scratch)
     return fixed + per_token * tokens
 
 
-def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratch: Scratch = NOTHING) -> tuple[int, int]:
+def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratch: Scratch) -> tuple[int, int]:
     """(bytes at an empty cache, bytes for each cached token a layer).
 
     Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.

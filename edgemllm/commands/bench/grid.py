@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgemllm.choices import ITEM_BYTES
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import DoesNotFitError, EdgeError, OutOfMemoryError, UsageError
 from edgemllm.launch import Launch, Request, prepare
-from edgemllm.models.spec import ITEM_BYTES
 from edgemllm.units import short_count
 
 STOCK = "stock"

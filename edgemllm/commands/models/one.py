@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgemllm.choices import QUANTISATIONS
 from edgemllm.commands.plan.command import over_profiles
 from edgemllm.commands.plan.report import table
 from edgemllm.device.memory import human_bytes
@@ -26,6 +27,6 @@ def show(name: str) -> None:
     inputs += [f"video (up to {sizes.frame_tokens} tokens a frame)"] if sizes.frame_tokens else []
     count = f"{spec.parameters / 1e6:,.1f} million" if spec.parameters < 1e8 else f"{spec.parameters / 1e9:.2f} billion"
     print(f"{name}: {checkpoint.config.model_type}, {count} parameters, {', '.join(inputs)}")
-    weights = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in ("none", "int8", "nf4")]
+    weights = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in QUANTISATIONS]
     print(f"weights: {', '.join(weights)}" if not checkpoint.prequantised_with else f"weights: {checkpoint.prequantised_with}")
     print(table(over_profiles(Request(model, offline=True), checkpoint)))

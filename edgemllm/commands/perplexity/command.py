@@ -190,8 +190,7 @@ class Perplexity:
     def _compare(self, launch: Launch, session: Session) -> dict[str, Any]:
         """Measure the agreement with the full cache over the longest span that the model was trained for and memory holds."""
 
-        whole = prepare(dataclasses.replace(launch.request, policy="full", settings=(), kv_budget="auto"))
-        whole.chunk = launch.chunk
+        whole = prepare(dataclasses.replace(launch.request, policy="full", settings=(), kv_budget="auto", chunk=launch.chunk))
         free = whole.plan.kv_budget_tokens - -(-launch.plan.kv_bytes // whole.plan.kv_bytes_per_token)
         trained = getattr(session.family.config, "max_position_embeddings", None)
         bounds = {"the text asked for": self.target and self.target + 1, "memory": free, "the model's trained length": trained}

@@ -150,7 +150,8 @@ class Recall:
     def _ask(self, stream: Stream, kind: str, protocol: str, place: int) -> None:
         launch = self.launches[place]
         if hasattr(launch.policy, "seed"):  # facts lie at the same places in every stream: a sample must not
-            launch = dataclasses.replace(launch, policy=dataclasses.replace(launch.policy, seed=stream.haystack.seed))
+            seeded: Any = launch.policy
+            launch = dataclasses.replace(launch, policy=dataclasses.replace(seeded, seed=stream.haystack.seed))
         session = launch.open(family=self.family)
         self.interrupts.session = session
         with out_of_memory():

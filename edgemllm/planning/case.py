@@ -1,0 +1,122 @@
+"""What is planned: a model, a policy and their settings on a device; and how many tokens a layer they leave room for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgemllm.cache.size import CacheSpec
+from edgemllm.choices import DEFAULT_POLICY
+from edgemllm.device.memory import Memory, human_bytes
+from edgemllm.device.profiles import DeviceProfile
+from edgemllm.errors import DoesNotFitError, UsageError
+from edgemllm.models.spec import ModelSpec
+from edgemllm.planning.budget import KVBudget
+from edgemllm.planning.peaks import activation_terms, vision_bytes
+
+if TYPE_CHECKING:
+    from edgemllm.policies.base import CachePolicy
+
+AUTO_TOKENS = 16_384
+"""`auto` stops here: beyond it a policy gains little and every decoded token reads the whole cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Everything that the arithmetic depends on; a suggestion is a case with a field changed."""
+
+    profile: DeviceProfile
+    memory: Memory
+    """What is free there."""
+
+    spec: ModelSpec
+    shape: CacheSpec
+    policy: CachePolicy
+    policy_name: str
+    quant: str
+    dtype: str
+    chunk: int
+    """Tokens that prefill takes at once, at most."""
+
+    budget: KVBudget
+    input_tokens: int | None = None
+    """The length of the input, where it is known."""
+
+    frames: int = 1
+    """Frames that are encoded at once."""
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a cached token over all layers."""
+        return self.shape.token_bytes(self.policy)
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of the cache that do not depend on the budget."""
+        return self.shape.fixed_bytes(self.policy, self.chunk)
+
+    @property
+    def least_tokens(self) -> int:
+        """The smallest budget, in tokens a layer, with which the policy can take a token in."""
+        return self.policy.minimum() + 1
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the cache at `tokens` a layer."""
+        return self.fixed_bytes + tokens * self.token_bytes
+
+    def tokens(self) -> int:
+        """Tokens a layer: what was asked for, or what memory leaves.
+
+        Raises DoesNotFitError where the policy cannot work with so few, or may not drop what comes; UsageError for a share
+        of an input of unknown length.
+        """
+        if self.budget.kind == "auto":
+            return max(self._automatic(), self.least_tokens) if self.policy.bounded else self._unbounded()
+        tokens = self._asked()
+        if tokens < (least := self.least_tokens):
+            raise DoesNotFitError(
+                f"--kv-budget {self.budget} holds {tokens} tokens a layer; {self.policy_name} needs at least {least}",
+                f"--kv-budget {least} ({human_bytes(self.kv_bytes(least))}), or another policy: edgemllm policies",
+            )
+        known = self.input_tokens
+        if not self.policy.bounded and known is not None and known > tokens:
+            raise DoesNotFitError(
+                f"{self.policy_name} never evicts: the input has {known} tokens, --kv-budget {self.budget} holds {tokens}",
+                f"--kv-budget {known}, or a policy that evicts: --policy {DEFAULT_POLICY} --kv-budget {self.budget}",
+            )
+        return tokens
+
+    def _asked(self) -> int:
+        if self.budget.kind == "tokens":
+            return self.budget.amount
+        if self.budget.kind == "bytes":
+            return self._held_by(self.budget.amount)
+        if self.input_tokens is None:
+            raise UsageError(
+                f"--kv-budget {self.budget} is a share of an input whose length is not known",
+                "give tokens (--kv-budget 2048) or bytes (--kv-budget 512MiB)",
+            )
+        return self.input_tokens * self.budget.amount // 1_000_000
+
+    def _unbounded(self) -> int:
+        return self.input_tokens if self.input_tokens is not None else max(self._left(), self.least_tokens)
+
+    def _automatic(self) -> int:
+        tokens = min(self._left(), AUTO_TOKENS)
+        if self.profile.cache.memory is not None:
+            tokens = min(tokens, self._held_by(self.profile.cache.memory))
+        if self.policy.positions == "cache":  # renumbered positions must stay among those that the model was trained on
+            tokens = min(tokens, self.spec.max_position_embeddings)
+        return tokens if tokens <= 64 else tokens // 64 * 64
+
+    def _held_by(self, size: int) -> int:
+        """Tokens a layer in a cache of `size` bytes."""
+        return max(0, size - self.fixed_bytes) // self.token_bytes
+
+    def _left(self) -> int:
+        """Tokens a layer for which memory is left; each takes cache and prefill scratch."""
+        fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.policy.scratch)
+        taken = fixed + self.fixed_bytes + self.profile.margin
+        taken += self.spec.weights_bytes(self.quant, self.dtype)
+        taken += vision_bytes(self.spec.vision, self.spec.hidden, self.dtype, self.frames)
+        return max(0, self.memory.free_bytes - taken) // (self.token_bytes + per_token)
