@@ -5,6 +5,7 @@ What belongs to the run around the session (where a stream was, when the next qu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgemllm import __version__, policies
-from edgemllm.errors import EdgeError, MissingError, UsageError, opening
+from edgemllm.errors import EdgeError, MissingError, UsageError, opening, shortened
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.quantisation import quantisation_of
@@ -70,10 +71,12 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         os.replace(beside, path)
     except (OSError, SafetensorError) as error:
         raise EdgeError(
-            f"cannot save the session to {path}: {error}", "make room or choose another place; an earlier file is as it was"
+            f"cannot save the session to {shortened(str(path))}: {shortened(str(error))}",
+            "make room or choose another place; an earlier file is as it was",
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name that cannot be made cannot be removed
+            beside.unlink()
     return path.stat().st_size
 
 

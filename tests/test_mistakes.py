@@ -91,3 +91,34 @@ def test_closed_descriptors_are_no_error(command: str, closed: str, code: int, s
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "unexpected" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["edgemllm.toml", "EDGEMLLM_DTYPE"])
+def test_an_option_that_nobody_typed_names_its_source(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if place == "edgemllm.toml":
+        Path(place).write_text('dtype = "float12"\n')
+    else:
+        monkeypatch.setenv(place, "float12")
+    done = CliRunner().invoke(app, ["chat", "hi"])
+    assert done.exit_code == 2
+    assert "--dtype float12 is unknown; --dtype (" in done.stderr
+    assert place in done.stderr
+
+
+def test_a_conversation_survives_any_line(tmp_path: Path) -> None:
+    """Of a terminal: paths that are too long, and bytes that are not UTF-8."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "edgemllm", "chat", "--max-tokens", "2"]
+    with subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        os.close(theirs)
+        path = b"x" * 400
+        for line in (b"/load " + path, b"/video " + path, b"/image " + path, b"/save " + path, b"\xff\xfe hi", b"/exit"):
+            os.write(ours, line + b"\n")
+        _, errors = process.communicate(timeout=200)
+        os.close(ours)
+    assert process.returncode == 0, errors
+    assert sum(line.startswith("error: ") for line in errors.decode().splitlines()) == 4, errors
+    assert b"unexpected" not in errors

@@ -11,6 +11,9 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from edgemllm.cli import usage
+from edgemllm.errors import EdgeError
+
 EVERY = "Each --option is also read from the environment: --kv-budget from EDGEMLLM_KV_BUDGET."
 
 
@@ -33,16 +36,23 @@ EXAMPLES = {
 
 
 class Command(TyperCommand):
-    """A command whose help has its options under the panels they belong to.
+    """A command whose help has its options under the panels they belong to, and whose errors say where a value came from.
 
     The page is plain text: rich panels take longer to import than the rest of it.
     """
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it, with libraries that are silent unless `--verbose`."""
+        """Run it, with libraries that are silent unless `--verbose`.
+
+        An error about an option that nobody typed names the file or variable that set it.
+        """
         quiet_libraries(ctx.params.get("verbose", False))
         self._announce(ctx.params)
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            error.message += usage.origins(ctx, error.message)
+            raise
 
     def _announce(self, given: dict[str, Any]) -> None:
         """Put a word on a terminal before torch is imported, which takes seconds in which nothing would be seen."""

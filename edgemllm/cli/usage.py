@@ -46,6 +46,18 @@ def _own(error: Any, command: str) -> UsageError:
     return UsageError(message, f"{page} --help")
 
 
+def origins(context: Any, message: str) -> str:
+    """Where the values come from that an error is about and nobody typed, as an end to its message."""
+    found = []
+    for parameter in context.command.params:
+        flag, value = parameter.opts[0], context.params.get(parameter.name)
+        named = re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", message) is not None
+        quoted = isinstance(value, str) and len(value) > 2 and value in message
+        if (named or quoted) and (origin := _origin(context, parameter)):
+            found.append(f"; {flag}{origin}")
+    return "".join(found)
+
+
 def _origin(context: Any, parameter: Any) -> str:
     """Where a value comes from that was not typed."""
     source = context.get_parameter_source(parameter.name) if context is not None else None

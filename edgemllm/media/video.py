@@ -43,6 +43,8 @@ class Video:
         self.seconds: float | None = None
         self.width = self.height = 0
         self.native_fps = 25.0
+        self.doubted = 0.0
+        """A frame rate that the header gives and no camera has."""
         self.frames_seen = self.frames_decoded = 0
         self.shortfall: str | None = None
         """Set at the end where less could be decoded than the header promises."""
@@ -126,7 +128,8 @@ class Video:
         limit = f", spread evenly by --max-frames {self.max_frames}" if self.spread else ""
         if self.max_frames and not self.spread and self.frames_seen >= self.max_frames and self.seconds is None:
             limit = f", stopped by --max-frames {self.max_frames}"
-        length = "" if self.seconds is None else f"{clock(self.seconds)} at {self.native_fps:.4g} fps, "
+        at = f" at {self.native_fps:.4g} fps" if not self.doubted else f", not the {self.doubted:.4g} fps of its header"
+        length = "" if self.seconds is None else f"{clock(self.seconds)}{at}, "
         total = "" if self.frames_total is None else f" from {self.frames_total}"
         return f"{count} {noun}{'' if count == 1 else 's'} sampled{total} ({length}{rate}{limit})"
 
@@ -175,6 +178,8 @@ class Video:
         # Browsers' WebM claims 1000 frames a second: the length follows from it, but no number of frames does.
         if 0 < rate < 1000:
             self.native_fps, self.frames_total = rate, count if count > 0 else None
+        else:
+            self.doubted = rate
 
     def _check_span(self) -> None:
         """Refuse a span outside the video. A second too much is fine: lengths are shown in whole seconds."""

@@ -45,6 +45,8 @@ def converse(chat: Chat, interrupts: Interrupts) -> None:
             return
         except EdgeError as error:
             chat.display.say(f"error: {error.message}" + (f"\n  try: {error.hint}" if error.hint else ""))
+        except (OSError, ValueError) as error:  # a path or a character that nobody foresaw: no reason to forget everything
+            chat.display.say(f"error: {str(error)[:200]}")
         if interrupts.code == 143:
             return
 
