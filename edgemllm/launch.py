@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgemllm import policies
 from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS
 from edgemllm.device import detect, memory
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
+from edgemllm.models import shipped
+from edgemllm.models.spec import cache_spec
 from edgemllm.planning import chunk_size
 from edgemllm.planning.budget import parse_kv_budget
 from edgemllm.planning.case import Case
@@ -131,9 +134,7 @@ def decide(
     checkpoint: Checkpoint | None = None,
 ) -> Launch:
     """As `prepare`, but without the search for a smaller model where no setting makes this one fit."""
-    from edgemllm import policies
-    from edgemllm.models import loading, shipped
-    from edgemllm.models.spec import cache_spec
+    from edgemllm.models import loading
     from edgemllm.session import FRAMES_AT_ONCE
 
     _check(request)
@@ -145,14 +146,11 @@ def decide(
     checkpoint = checkpoint or loading.locate(name, request.offline, request.trust_remote_code, _say)
     sizes = checkpoint.family.sizes(checkpoint.config, request.detail)
 
-    # A plan for another machine takes that machine's word; a run takes what is here.
-    elsewhere = plan_only and request.profile != "auto"
-    device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
-    dtype = _dtype(request.dtype, profile, device)
+    device, dtype, free = _machine(request, profile, plan_only and request.profile != "auto")
     spec = checkpoint.spec.with_patches(sizes.patches)
     case = Case(
         profile=profile,
-        memory=profile.idle_memory() if elsewhere else memory.probe(device),
+        memory=free,
         spec=spec,
         shape=cache_spec(checkpoint.config.get_text_config(), ITEM_BYTES[dtype], checkpoint.family.axes),
         policy=policy,
@@ -165,11 +163,16 @@ def decide(
         frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
     )
     made = plan(case)
-    slots = made.kv_budget_tokens if policy.bounded or budget.kind != "auto" else None
-    return Launch(
-        request, profile, policy_name, policy, checkpoint, checkpoint.stored_as or case.quant, dtype, device,
-        _chunk(request, case, slots, sizes.indivisible), slots, made, case.memory,
-    )  # fmt: skip
+    slots = made.kv_budget_tokens if case.limited else None
+    quant, chunk = checkpoint.stored_as or case.quant, _chunk(request, case, slots, sizes.indivisible)
+    return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, made, free)
+
+
+def _machine(request: Request, profile: DeviceProfile, elsewhere: bool) -> tuple[str, str, memory.Memory]:
+    """Device, dtype and free memory: a plan for another machine takes that machine's word, a run takes what is here."""
+    device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
+    free = profile.idle_memory() if elsewhere else memory.probe(device)
+    return device, _dtype(request.dtype, profile, device), free
 
 
 def _check(request: Request) -> None:
@@ -203,15 +206,12 @@ def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) ->
         return case.chunk
     if request.chunk is None:
         return chunk_size.default(case.chunk, slots, case.policy, indivisible)
-    if case.policy.bounded:
-        chunk_size.check(request.chunk, slots, case.policy)
+    chunk_size.check(request.chunk, slots, case.policy)
     return request.chunk
 
 
 def _smaller_model(launch: Launch, plan_only: bool) -> str:
     """What to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
-    from edgemllm.models import shipped
-
     spec = launch.checkpoint.spec
     for name in shipped.smaller(spec.parameters, spec.vision is not None):
         smaller = replace(launch.request, model=shipped.architecture(name), detail=ANY)

@@ -105,6 +105,7 @@ def broken(tmp_path: Path) -> dict[str, list[str]]:
         "tiny budget": ["4", "at least", "--kv-budget", "3", "hi"],
         "nonsense budget": ["2", "KV budget", "--kv-budget", "lots", "hi"],
         "full with a budget": ["4", "full", "--policy", "full", "--kv-budget", "64", "--video", str(LECTURE), "hi"],
+        "full's chunk": ["4", "chunks of 99", "--dry-run", "--policy", "full", "--kv-budget", "64", "--chunk", "99", "hi"],
         "no weights": ["3", "no model.safetensors", "--model", str(bare), "hi"],
         "pickled weights": ["3", "pickle", "--model", str(pickled), "hi"],
         "unsupported model": ["2", "not supported", "--model", str(other), "hi"],
@@ -128,9 +129,9 @@ def broken(tmp_path: Path) -> dict[str, list[str]]:
 
 CASES = [
     "policy", "text as video", "cut video", "missing video", "missing image", "tiny budget", "nonsense budget",
-    "full with a budget", "no weights", "pickled weights", "unsupported model", "no such folder", "unknown hub id offline",
-    "setting", "setting's value", "no policy file", "fps", "start", "time", "empty question", "profile", "quant", "chunk",
-    "progress", "cuda", "random model",
+    "full with a budget", "full's chunk", "no weights", "pickled weights", "unsupported model", "no such folder",
+    "unknown hub id offline", "setting", "setting's value", "no policy file", "fps", "start", "time", "empty question",
+    "profile", "quant", "chunk", "progress", "cuda", "random model",
 ]  # fmt: skip
 
 

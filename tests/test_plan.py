@@ -12,7 +12,7 @@ from edgemllm.cache.scratch import Scratch
 from edgemllm.cache.size import CacheSpec
 from edgemllm.commands.events import headed
 from edgemllm.device import profiles
-from edgemllm.device.memory import Memory
+from edgemllm.device.memory import Memory, human_bytes
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.models.spec import ModelSpec
 from edgemllm.planning.budget import KVBudget, parse_kv_budget
@@ -228,6 +228,15 @@ def test_every_suggestion_fits_with_room_for_its_chunk(qwen_7b: ModelSpec, budge
                 least = Keeps().least if bounded else policies.build("inf-mllm").minimum()
                 assert int(line.partition("--chunk ")[2].split()[0]) + least <= followed.kv_budget_tokens, line
     assert seen > 5
+
+
+def test_half_precision_halves_the_cache_as_well(qwen_7b: ModelSpec) -> None:
+    wide = {"shape": replace(cache_of(qwen_7b), itemsize=4), "dtype": "float32", "memory": Memory("host", 32 * GIB, 64 * GIB)}
+    made = make(qwen_7b, "cpu", budget=KVBudget("tokens", 16384), **wide)
+    line = next(line for line in made.suggestions if line.startswith("--dtype bfloat16 "))
+    typed = {**wide, "shape": cache_of(qwen_7b), "dtype": "bfloat16"}
+    followed = make(qwen_7b, "cpu", budget=KVBudget("tokens", 16384), **typed)
+    assert line == f"--dtype bfloat16   needs {human_bytes(followed.total_bytes)}"
 
 
 def test_several_changes_together_and_a_model_that_is_too_large(qwen_7b: ModelSpec) -> None:

@@ -56,6 +56,11 @@ class Case:
         return self.shape.fixed_bytes(self.policy, self.chunk)
 
     @property
+    def limited(self) -> bool:
+        """Whether the cache is held to a budget: always, but for a policy that never evicts with `auto`."""
+        return self.policy.bounded or self.budget.kind != "auto"
+
+    @property
     def least_tokens(self) -> int:
         """The smallest budget, in tokens a layer, with which the policy can take a token in."""
         return self.policy.minimum() + 1

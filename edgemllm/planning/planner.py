@@ -63,17 +63,17 @@ def _first_fit(case: Case, groups: tuple[list[_Change], ...]) -> str:
 
 def _largest_chunk(case: Case, tokens: int) -> int:
     """The case's chunk or a smaller one that `tokens` a layer have room for; 0 if there is none worth typing."""
-    room = tokens - case.least_tokens if case.policy.bounded else case.chunk
+    room = tokens - case.least_tokens if case.limited else case.chunk
     return case.chunk if case.chunk <= room else next((size for size in CHUNKS if size <= room), 0)
 
 
 def _smaller_weights(case: Case) -> list[_Change]:
-    changes: list[_Change] = []
-    if case.dtype == "float32":
-        changes.append(("--dtype bfloat16", {"dtype": "bfloat16"}))
+    # Keys and values shrink with the weights.
+    half = {"dtype": "bfloat16", "shape": replace(case.shape, itemsize=ITEM_BYTES["bfloat16"])}
+    changes: list[_Change] = [("--dtype bfloat16", half)] if case.dtype == "float32" else []
     changes += [(f"--quant {name}", {"quant": name}) for name in ("int8", "nf4") if _shrinks(case, name)]
     if case.dtype == "float32" and case.quant != "nf4":
-        changes.append(("--dtype bfloat16 --quant nf4", {"dtype": "bfloat16", "quant": "nf4"}))
+        changes.append(("--dtype bfloat16 --quant nf4", {**half, "quant": "nf4"}))
     return changes
 
 
