@@ -15,6 +15,7 @@ from torch import Tensor
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.decode import Decoder
+from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
@@ -22,7 +23,6 @@ from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
-from edgemllm.policies.base import CachePolicy
 
 FRAMES_AT_ONCE = 8
 """Frames that go through the vision tower together: bounds its memory."""

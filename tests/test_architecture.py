@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import re
 from pathlib import Path
@@ -10,43 +11,85 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 PACKAGE = TOP / "edgemllm"
 LEVELS = (
-    {"choices", "errors", "meter", "units", "__init__"},
-    {"device"},
-    {"media", "cache", "policies", "models"},
-    {"planning"},
-    {"session"},
-    {"session_file"},
-    {"launch", "screen"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-)
-RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
+    "choices", "errors", "meter", "units", "media", "device", "cache", "policies", "models", "planning", "session",
+    "session_file", "launch", "screen", "commands", "cli", "__main__", "__init__",
+)  # fmt: skip
+"""From the bottom up: each imports only what stands before it."""
+FILES = {
+    ".".join(("edgemllm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+HEART = (
+    "cache/chunk", "cache/slots", "cache/rope", "cache/layer", "cache/policy", "cache/managed_layer", "cache/kv_cache",
+    "cache/attention", "policies/streaming_llm", "policies/inf_mllm",
+)  # fmt: skip
 
 
-def imports(path: Path) -> set[str]:
-    """Parts of the package that a file imports at run time."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
+def statements(module: str) -> list[tuple[ast.stmt, bool]]:
+    """Every import of our own package in a module, and whether it stands inside a function."""
+    tree = ast.parse(FILES[module].read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(inner) for function in functions for inner in ast.walk(function)}
+    own = [
+        node
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in typing_only and (node.module or "").startswith("edgemllm"):
-            parts = (node.module or "").split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names if alias.name in RANK}
-    return found
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "edgemllm")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "edgemllm" for alias in node.names))
+    ]
+    return [(node, id(node) in inside) for node in own]
+
+
+def imports(module: str) -> set[str]:
+    """The modules that a module imports: at run time, for type checkers, and inside functions."""
+    named: set[str] = set()
+    for node, _ in statements(module):
+        if isinstance(node, ast.ImportFrom):
+            each = ((f"{node.module}.{alias.name}", node.module or "") for alias in node.names)
+            named |= {full if full in FILES else parent for full, parent in each}
+        elif isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+    return {name for name in named if name in FILES and name != module}
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
 def test_imports_run_downwards() -> None:
-    wrong = []
-    for path in PACKAGE.rglob("*.py"):
-        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        wrong += [f"{path.name} -> {other}" for other in imports(path) if RANK[other] > RANK[part]]
+    rank = {name: number for number, name in enumerate(LEVELS)}
+    wrong = [
+        f"{module} -> {other}"
+        for module in FILES
+        for other in imports(module) - {"edgemllm"}  # the version
+        if rank[part(other)] > rank[part(module)]
+    ]
     assert not wrong
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graphlib.TopologicalSorter({module: imports(module) - {"edgemllm"} for module in FILES}).prepare()  # raises CycleError
+
+
+def test_late_imports_are_the_exception() -> None:
+    """Only what must start without the heavy libraries imports our own package inside functions."""
+    late = [(module, ast.unparse(node)) for module in FILES for node, inside in statements(module) if inside]
+    assert len(late) <= 30, late
+
+
+def test_functions_are_short() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *TOP.glob("lab/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_the_heart_is_read_in_an_evening() -> None:
+    """The reading order of CONTRIBUTING, added up."""
+    assert sum(len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in HEART) <= 1150
+    order = re.sub(r"\s+", " ", (TOP / "CONTRIBUTING.md").read_text())
+    places = [order.find(f"`{name}.py`") for name in HEART]
+    assert min(places) >= 0, "CONTRIBUTING leaves one out"
+    assert places == sorted(places)
 
 
 ANCESTORS = {"pyramidkv": {"snapkv"}, "meda": {"look_m"}}

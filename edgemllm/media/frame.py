@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+"""(H, W, 3) RGB, the right way up."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One picture of a source."""
 
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    """(H, W, 3) RGB, the right way up."""
+    pixels: Pixels
     time: float
     """Seconds from the start of the video."""
     index: int

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from edgemllm.errors import UsageError
-from edgemllm.models.vision.pixels import Pixels
+from edgemllm.media.frame import Pixels
 
 GRID = 16
 

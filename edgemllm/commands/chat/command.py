@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from edgemllm.commands import options
 from edgemllm.commands.chat.repl import converse
 from edgemllm.commands.chat.run import Chat
+from edgemllm.commands.chat.slash import answer_all
 from edgemllm.commands.estimate import TURN_TOKENS, question_tokens
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
@@ -54,7 +55,7 @@ def chat(
         display.say("no question on standard input: nothing was asked")
         chat.go(sources, images, None)
     else:
-        chat.go(sources, images, functools.partial(chat.answer_all, itertools.chain([first], asked)))
+        chat.go(sources, images, functools.partial(answer_all, chat, itertools.chain([first], asked)))
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from edgemllm import policies
-from edgemllm.commands.chat.slash import COMMANDS
+from edgemllm.commands.chat.slash import COMMANDS, take
 from edgemllm.commands.terminal import no_echo
 from edgemllm.errors import EdgeError
 
@@ -40,7 +40,7 @@ def converse(chat: Chat, interrupts: Interrupts) -> None:
         interrupts.session = chat.session
         try:
             with no_echo():
-                chat.take(line)
+                take(chat, line)
         except EOFError:  # /exit
             return
         except EdgeError as error:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
 
-from edgemllm.commands.chat.slash import obey
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.terminal import no_echo
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
@@ -56,15 +53,6 @@ class Chat:
         if interrupts.code:
             raise typer.Exit(interrupts.code)
 
-    def answer_all(self, asked: Iterable[str], interrupts: Interrupts) -> None:
-        """Answer one question, or obey one /command, after the other until /exit or a signal."""
-        with contextlib.suppress(EOFError), no_echo():  # EOFError: /exit
-            for line in asked:
-                if interrupts.asked():
-                    break
-                self.take(line)
-                interrupts.session = self.session
-
     def look(self, videos: Sequence[Video], images: Sequence[str]) -> None:
         """Show the media of the command line."""
         for path in images:
@@ -91,13 +79,6 @@ class Chat:
         self.launch = dataclasses.replace(launch, quant=quant)
         self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, self.display.step)
         self.forgotten = len(self.turns)
-
-    def take(self, line: str) -> None:
-        """Answer a question, or obey a /command. Raises EdgeError, and EOFError for /exit."""
-        if line.startswith("/"):
-            obey(self, line)
-        elif line.strip():
-            self.answer(line.strip())
 
     def answer(self, question: str) -> None:
         """Ask, write the answer as it comes, then say what eviction has cost."""

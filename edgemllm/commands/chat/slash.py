@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgemllm import policies, session_file
+from edgemllm.commands.chat.run import Chat
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.terminal import no_echo
 from edgemllm.errors import UsageError, nearest
 from edgemllm.launch import prepare
 from edgemllm.media.images import read_image
 from edgemllm.media.video import Video
 from edgemllm.screen import remembered, status, strip
-
-if TYPE_CHECKING:
-    from edgemllm.commands.chat.run import Chat
 
 SAMPLING = {"max_tokens": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "seed": (0, math.inf)}
 """What may be set of the sampling, and its limits."""
@@ -31,6 +31,24 @@ class Slash:
     argument: str
     """PATH or FILE: needed, and completed as a path; in brackets: may be left out."""
     help: str
+
+
+def answer_all(chat: Chat, lines: Iterable[str], interrupts: Interrupts) -> None:
+    """Answer one question, or obey one /command, after the other until /exit or a signal."""
+    with contextlib.suppress(EOFError), no_echo():  # EOFError: /exit
+        for line in lines:
+            if interrupts.asked():
+                break
+            take(chat, line)
+            interrupts.session = chat.session
+
+
+def take(chat: Chat, line: str) -> None:
+    """Answer a question, or obey a /command. Raises EdgeError, and EOFError for /exit."""
+    if line.startswith("/"):
+        obey(chat, line)
+    elif line.strip():
+        chat.answer(line.strip())
 
 
 def obey(chat: Chat, line: str) -> None:

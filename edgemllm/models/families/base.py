@@ -19,13 +19,13 @@ from torch import Tensor
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.policy import CachePolicy
 from edgemllm.cache.rope import Rope
 from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models.spec import Sizes, cache_spec
-from edgemllm.policies.base import CachePolicy
 
 
 class ModelFamily:

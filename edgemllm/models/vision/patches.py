@@ -12,7 +12,8 @@ from torch import Tensor
 
 from edgemllm.errors import MediaError, UsageError
 from edgemllm.media.detail import Detail
-from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD, Pixels, PixelSpec, normalise, processor_config, resize
+from edgemllm.media.frame import Pixels
+from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD, PixelSpec, normalise, processor_config, resize
 
 FRAME_TOKENS = 768
 """A video frame (of two that share their tokens) takes at most so many, as in qwen-vl-utils (VIDEO_MAX_PIXELS)."""

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from edgemllm.errors import MissingError
-
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from edgemllm.media.frame import Pixels
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What transformers' LLaVA-OneVision processors use where the checkpoint's files say nothing."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from edgemllm.models.vision.pixels import Pixels, PixelSpec, pixels, resize
+from edgemllm.media.frame import Pixels
+from edgemllm.models.vision.pixels import PixelSpec, pixels, resize
 
 
 def best_grid(image: Pixels, spec: PixelSpec, most: int, least: int = 1) -> Tensor:
