@@ -171,7 +171,7 @@ def test_a_text_that_ends_or_breaks_loses_nothing_that_was_computed(short: list[
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     broken = [*short[:2], "--text", str(tmp_path), *short[6:], "--json", "--checkpoint", tmp_path / "run.edge"]
     done = command(*broken, code=6)
-    assert "b.txt is not UTF-8" in done.stderr
+    assert "b.txt is UTF-16 text, not UTF-8" in done.stderr
     (tmp_path / "b.txt").write_text("a b c d e f ")
     assert json.loads(command(*broken, "--resume").stdout)["runs"][0]["tokens"] == 611
 
