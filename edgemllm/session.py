@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ from edgemllm.cache.decode import Decoder
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
+from edgemllm.media.images import read_image
 from edgemllm.meter import Meter
 from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
 
+GREEDY = Sampling()
+"""The likeliest token at every step, up to 512."""
 FRAMES_AT_ONCE = 8
 """Frames that go through the vision tower together: bounds its memory."""
 
@@ -153,14 +157,15 @@ class Session:
         self.on_step(self)
 
     @torch.inference_mode()
-    def show(self, image: Frame) -> None:
-        """Show a still image. The next `ask` closes the turn."""
+    def show(self, image: Frame | str | os.PathLike[str]) -> None:
+        """Show a still image, a file or a frame. The next `ask` closes the turn. Raises MissingError and MediaError."""
+        frame = image if isinstance(image, Frame) else read_image(os.fspath(image))
         self._open("image")
-        self.feed(self.family.image(image, self.position))
+        self.feed(self.family.image(frame, self.position))
 
     @torch.inference_mode()
-    def ask(self, question: str, sampling: Sampling) -> Iterator[str]:
-        """Answer a question about everything seen so far, piece by piece."""
+    def ask(self, question: str, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """Answer a question about everything seen so far, piece by piece; nothing is asked before the first is taken."""
         self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]

@@ -20,13 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgemllm import __version__, policies
+from edgemllm import policies
 from edgemllm.errors import EdgeError, MissingError, UsageError, opening, shortened
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.quantisation import quantisation_of
 from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
+from edgemllm.version import __version__
 
 FORMAT = "edgemllm-session/4"
 OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}

@@ -95,7 +95,7 @@ def _version(wanted: bool) -> None:
         return
     from importlib.metadata import PackageNotFoundError, version
 
-    from edgemllm import __version__
+    from edgemllm.version import __version__
 
     parts = [f"edgemllm {__version__}", f"python {sys.version.split()[0]}"]
     for name in ("torch", "transformers", "bitsandbytes"):

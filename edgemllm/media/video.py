@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ class Video:
     @classmethod
     def open(
         cls,
-        source: str,
+        source: str | os.PathLike[str],
         *,
         fps: float | None = 1.0,
         start: float = 0.0,
@@ -84,7 +85,7 @@ class Video:
         says nothing for `timeout` seconds counts as lost. Raises MissingError, MediaError, and UsageError for a span
         outside the video.
         """
-        return cls(source, fps, start, end, max_frames, timeout)
+        return cls(os.fspath(source), fps, start, end, max_frames, timeout)
 
     def __enter__(self) -> Video:
         return self

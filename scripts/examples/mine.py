@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgemllm.cache.layer import CacheLayer
-from edgemllm.policies.base import CachePolicy, Count
+from edgemllm import CacheLayer, CachePolicy
+from edgemllm.policies.base import Count
 
 
 @dataclass(frozen=True)
