@@ -153,14 +153,14 @@ def read_novels(asker: Asker, folder: Path, characters: int) -> dict[str, float]
         nats += asker.nats(part)
         packed += len(lzma.compress(whole.encode(), preset=9)) * len(part) / len(whole)
     model, xz = nats / math.log(2) / size, 8 * packed / size
-    print(f"text {model:.3f} bits per byte, xz -9 {xz:.3f}, {100 * (1 - model / xz):.1f} % better", flush=True)
+    print(f"text {model:.3f} bits per byte, xz -9 {xz:.3f}, {100 * (1 - model / xz):.1f}% better", flush=True)
     return {"model": model, "xz -9": xz}
 
 
 def card(score: dict[str, dict[str, tuple[int, int]]], bits: dict[str, float] | None, streams: int) -> str:
     """The model card with what was measured."""
     rows = [
-        f"| {condition} | {kind} | {right} | {asked} | {100 * right / asked:.1f} % |"
+        f"| {condition} | {kind} | {right} | {asked} | {100 * right / asked:.1f}% |"
         for condition, kinds in score.items()
         for kind, (right, asked) in kinds.items()
     ]

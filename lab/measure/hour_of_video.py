@@ -72,7 +72,7 @@ def main() -> None:
             )
     short, long = (seen[minutes]["memory"]["rss_peak_bytes"] for minutes in (options.compare, options.minutes))
     same = seen[options.compare]["kv"]["bytes"] == seen[options.minutes]["kv"]["bytes"]
-    print(f"KV bytes {'equal' if same else 'DIFFER'}; peak RSS {100 * (long / short - 1):+.1f} %")
+    print(f"KV bytes {'equal' if same else 'DIFFER'}; peak RSS {100 * (long / short - 1):+.1f}%")
     sys.exit(0 if same and long <= 1.05 * short else 1)
 
 

@@ -1,4 +1,4 @@
-"""Measure `edgemllm perplexity` as docs/measurements/perplexity.md tells it, part by part, each one resumable.
+"""Measure `edgemllm perplexity` as docs/measurements/perplexity.md describes it, part by part, each one resumable.
 
     python -m lab.measure.perplexity long beyond sweep --books DIR
     python -m lab.measure.perplexity second --second-model DIR --second-text DIR
@@ -57,7 +57,7 @@ def shuffled(books: Path, path: Path) -> None:
 
 
 def command(out: Path, name: str, *options: object) -> None:
-    """One `edgemllm perplexity` into NAME.json and NAME.png, going on where it was interrupted; done ones stay."""
+    """One `edgemllm perplexity` into NAME.json and NAME.png, continuing where it was interrupted; done ones stay."""
     if (out / f"{name}.json").exists():
         return
     arguments = ["perplexity", *map(str, options), "--json", "--plot", str(out / f"{name}.png")]
@@ -107,9 +107,9 @@ def span(run: dict[str, Any], start: float, end: float) -> tuple[float, float]:
 
 
 NAMES = (
-    "policy", "tokens", "perplexity", "of tokens {early:,} to {late:,}", "of the last 10 %", "change", "bits a byte",
-    "KV slots a layer", "KV bytes at every point", "RSS from 10 % to 100 %", "tokens/s, first 10 % with a full cache",
-    "tokens/s, last 10 %", "ratio", "ratio of the fastest points there", "chunk",
+    "policy", "tokens", "perplexity", "of tokens {early:,} to {late:,}", "of the last 10%", "change", "bits a byte",
+    "KV slots a layer", "KV bytes at every point", "RSS from 10% to 100%", "tokens/s, first 10% with a full cache",
+    "tokens/s, last 10%", "ratio", "ratio of the fastest points there", "chunk",
 )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def report(out: Path) -> None:
         f"{pages.machine()}. "
         "One run each. Made by `python -m lab.measure.perplexity`, whose first lines say how; `pages.txt` are English novels "
         f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike. "
-        "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late by turns.",
+        "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late, alternating.",
     ]
     for name, title, table in (
         ("long", "The long run", flat),

@@ -76,7 +76,7 @@ def measure(policy: str, events: list[dict[str, Any]], minutes: float, wall_s: f
     size = f"{sizes.pop()}" if len(sizes) == 1 else f"**{min(sizes)} to {max(sizes)}**"
     cells = (
         f"`{policy}`", len(answers), seen, f"{kv['tokens']:g} of {kv['seen_tokens']}", size, f"{before / 2**20:.1f} MiB",
-        f"{after / 2**20:.1f} MiB", f"{100 * (after / before - 1):+.1f} %", f"{first:.1f}", f"{last:.1f}",
+        f"{after / 2**20:.1f} MiB", f"{100 * (after / before - 1):+.1f}%", f"{first:.1f}", f"{last:.1f}",
         f"{last / first:.2f}", f"{60 * minutes / wall_s:.1f}",
     )  # fmt: skip
     return pages.row(cells), good

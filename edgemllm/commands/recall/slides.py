@@ -105,7 +105,7 @@ def draw(
     rng: np.random.Generator | None = None,
     glyph: np.ndarray[Any, Any] | None = None,
 ) -> Frame:
-    """A slide, RGB (height, width, 3). `rng` varies it by some 10 %; `glyph` is an alpha mask to use for the digit."""
+    """A slide, RGB (height, width, 3). `rng` varies it by some 10%; `glyph` is an alpha mask to use for the digit."""
 
     def vary(middle: float, spread: float) -> float:
         return middle if rng is None else middle + float(rng.uniform(-spread, spread))
