@@ -169,7 +169,7 @@ def report(out: Path) -> None:
         f"{pages.machine()}. "
         "One run each. Made by `python -m lab.measure.perplexity`, whose first lines say how; `pages.txt` are English novels "
         f"that the demo model never saw, cut into pages of {PIECE:,} characters and shuffled, so that both ends are alike. "
-        "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late, alternating.",
+        "Tokens per second are of a machine that does other things too; `../perplexity.md` compares early and late in turn.",
     ]
     for name, title, table in (
         ("long", "The long run", flat),
