@@ -1,4 +1,4 @@
-"""edge: what was ever looked at, and is not said again later. Our own policy; evidence and failures in docs/log.md.
+"""edge: keep tokens that were once attended to strongly and are not repeated later. Our own; see docs/design.md, docs/log.md.
 
 A cached token j is worth
 

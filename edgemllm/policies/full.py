@@ -1,4 +1,4 @@
-"""full: keep everything. The reference that every other policy is compared with; it grows with the stream."""
+"""full: keep everything. The reference for every other policy; it grows with the stream."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """InfiniPot-V: no attention needed, only keys and values (https://arxiv.org/abs/2506.15745).
 
 Two attention-free scores share the kept tokens. Temporal redundancy (TaR): a token whose key resembles the keys of the newest
-tokens tells nothing new,
+tokens adds nothing new,
 
     S_j = -cos(k_j, mean of the newest keys at the same place in their frames)
 

@@ -1,4 +1,4 @@
-"""oracle: a control that is told what will be asked. Not a method: it shows what a cache of this size could know.
+"""oracle: a control that knows what will be asked. Not a method: it shows what a cache of this size could know.
 
 Whoever runs the stream marks the tokens that carry facts in the slots `fact` (as `edgemllm recall` does); they stay, and the
 newest of the others. Without marks it is `window`.
