@@ -40,7 +40,7 @@ class ChatFormat:
     def turn(self, media: Sequence[str], first: bool, system: str | None = None) -> list[str]:
         """The texts around the media of a user's turn, then the text before and after the question: len(media) + 2.
 
-        The last starts behind the question and ends where the answer begins. Later turns begin by closing the answer
+        The last starts after the question and ends where the answer begins. Later turns begin by closing the answer
         before them.
         """
         content: Any = QUESTION

@@ -1,4 +1,4 @@
-"""A checkpoint's own description, config.json and its tokenizer: read, and looked at before anything is built from it."""
+"""Read and check a checkpoint's own description, config.json and its tokenizer, before anything is built from it."""
 
 from __future__ import annotations
 

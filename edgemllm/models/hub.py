@@ -1,4 +1,4 @@
-"""Where checkpoints lie: local folders, and the cache of the Hugging Face hub (`HF_HOME`), with or without a network."""
+"""Where checkpoints are: local folders, and the cache of the Hugging Face hub (`HF_HOME`), with or without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def find(name: str, offline: bool, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The folder of a checkpoint, downloaded if need be; `say` is told before that. Raises MissingError."""
+    """Return a checkpoint's folder, downloaded if need be, which is first reported to `say`. Raises MissingError."""
     path = Path(name).expanduser()
     with opening(name, MissingError):
         if path.is_dir():

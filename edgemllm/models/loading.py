@@ -128,7 +128,7 @@ def load(
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # told apart and refused below
+                ignore_mismatched_sizes=True,  # reported and refused below
                 **options,
             )
         except ImportError as error:

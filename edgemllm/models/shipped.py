@@ -15,7 +15,7 @@ PREFIX = "random:"
 
 
 def names() -> list[str]:
-    """What may stand behind `random:`."""
+    """Names that may follow `random:`."""
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
@@ -32,7 +32,7 @@ def hub_id(name: str) -> str:
 
 
 def full_name(name: str, say: Callable[[str], None] = lambda line: None) -> str:
-    """The hub id that a name of `edgemllm models` is short for, which `say` is told; any other name as it is.
+    """Return the hub id that a name of `edgemllm models` is short for, after reporting it to `say`; any other name as it is.
 
     A folder of that name goes first. Raises UsageError for an architecture without trained weights.
     """

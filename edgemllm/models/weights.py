@@ -1,4 +1,4 @@
-"""Whether loaded weights are all there, of the right shapes, and numbers; and a fingerprint that tells them from others."""
+"""Check that loaded weights are complete, of the right shapes, and numbers; and compute a fingerprint of them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def family_of(model_type: str) -> type[ModelFamily]:
     known = families()
     if model_type not in known:
         raise UsageError(
-            f"model type {model_type!r} is not supported: its positions and inputs are not known to be handled rightly",
+            f"model type {model_type!r} is not supported: its positions and inputs have not been verified",
             f"supported: {', '.join(sorted(known))}",
         )
     return known[model_type]

@@ -29,16 +29,16 @@ from edgemllm.models.spec import Sizes, cache_spec
 
 
 class ModelFamily:
-    """A loaded model behind one face."""
+    """A loaded model with the interface that all families share."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """Values of `config.model_type` this family serves."""
 
     text_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gpt_neox")
-    """Language models whose attention and positions are known to be handled rightly."""
+    """Language models whose attention and positions are verified to be handled correctly."""
 
     vision_types: ClassVar[tuple[str, ...]] = ()
-    """Vision towers this family feeds rightly."""
+    """Vision towers that this family feeds correctly."""
 
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     """The transformers class that loads a checkpoint."""
@@ -54,7 +54,7 @@ class ModelFamily:
     """What the chat template writes where an image or a video goes."""
 
     media_wrappers: Mapping[str, tuple[str, str]] = MappingProxyType({})
-    """Text that a kind of media has before and behind it, tokenised together with the neighbouring text."""
+    """Text that a kind of media has before and after it, tokenised together with the neighbouring text."""
 
     def __init__(self, model: Any, tokenizer: Any, folder: str = "", detail: Detail | None = None) -> None:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
@@ -143,7 +143,7 @@ class ModelFamily:
         if detail != ANY:
             raise UsageError(
                 f"{config.model_type} takes pictures of one size: {detail} has no meaning",
-                "leave it out and lower --fps, or choose a model with dynamic resolution such as Qwen2.5-VL",
+                "omit it and lower --fps, or choose a model with dynamic resolution such as Qwen2.5-VL",
             )
         return Sizes()
 
@@ -168,7 +168,7 @@ class ModelFamily:
         raise UsageError(f"{self.config.model_type} models take no video", "choose a model with video input (edgemllm models)")
 
     def video_end(self, offset: int) -> Chunk | None:
-        """What the architecture puts behind the last frame of a video, if anything."""
+        """Return what the architecture puts after the last frame of a video, if anything."""
         return None
 
     def image(self, frame: Frame, offset: int) -> Chunk:

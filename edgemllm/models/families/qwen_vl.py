@@ -4,8 +4,8 @@ A token has three positions: time, height and width. The time axis counts pairs 
 `tokens_per_second` in Qwen2.5-VL; Qwen3-VL writes time stamps between the frames as text instead, and adds features of
 several tower layers to the first decoder layers (DeepStack).
 
-What follows a video starts behind its largest position, as in Qwen's own code and as trained; transformers 5 starts it
-behind the larger of height and width, inside the video's span of time, which is the same while a video is short.
+What follows a video starts after its largest position, as in Qwen's own code and as trained; transformers 5 starts it
+after the larger of height and width, inside the video's span of time, which is the same while a video is short.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class QwenVLFamily(ModelFamily):
         return self.text(self.tokenize(f"<{seconds:.1f} seconds>{self.opening}"), offset)
 
     def wrap(self, offset: int) -> Chunk:
-        """What it writes behind them."""
+        """Text that it writes after them."""
         return self.text([self.model.config.vision_end_token_id], offset)
 
 

@@ -1,7 +1,7 @@
 """Idefics3 (arXiv 2408.12637) and SmolVLM2 (arXiv 2504.05299): SigLIP squares, unshuffled, in front of Llama / SmolLM2.
 
-A still image is cut into squares with their row and column in words; every frame of a video is one square behind its time.
-The sentence in which transformers tells the number of frames and the length of the video is left out: a stream has neither.
+A still image is cut into squares with their row and column in words; every frame of a video is one square after its time.
+The sentence in which transformers states a video's number of frames and length is left out: a stream has neither.
 """
 
 from __future__ import annotations
