@@ -1,4 +1,4 @@
-"""Which shipped profile this machine is: a Jetson by its device tree, a graphics card by its name, else the CPU."""
+"""Find which shipped profile this machine is: a Jetson by its device tree, a graphics card by its name, else the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C library's heap, where it is glibc's; elsewhere nothing here does anything."""
+"""Control the C library's heap, where it is glibc's; elsewhere nothing here has an effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenCV's capture of a file, camera, address or GStreamer pipeline: opened, or a clear word why not."""
+"""OpenCV's capture of a file, camera, address or GStreamer pipeline: opened, or one line that says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much detail of a picture the model gets to see: fewer tokens a frame make a longer video fit."""
+"""How much detail of a picture the model gets to see: fewer tokens per frame let a longer video fit."""
 
 from __future__ import annotations
 

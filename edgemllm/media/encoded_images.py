@@ -1,4 +1,4 @@
-"""Encoded images one behind the other on a pipe (`ffmpeg ... -f image2pipe -`, `cat *.jpg`): JPEG and PNG."""
+"""Encoded images one after the other on a pipe (`ffmpeg ... -f image2pipe -`, `cat *.jpg`): JPEG and PNG."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class EncodedImages:
                 self._take(image, int.from_bytes(self._take(image, 2), "big") - 2)
 
     def _marker(self, image: bytearray) -> int:
-        """The byte behind the next 0xFF, skipping coded data and fill bytes."""
+        """Return the byte after the next 0xFF, skipping coded data and fill bytes."""
         while (place := (ahead := self.pipe.peek(1)).find(b"\xff")) < 0:
             self._take(image, max(1, len(ahead)))
         self._take(image, place + 1)

@@ -50,7 +50,7 @@ class Feed:
     `live`: when the queue is full the oldest frame makes room, and is counted in `dropped`; otherwise the reader waits.
     Frames carry their own times plus `offset`; `arrival`: the time at which they came, counted from `begin`. `paced`: each
     is held back until its time has come. `connect` opens a source that can be lost once more: up to `retries` times
-    (-1: for ever) before one frame comes.
+    (-1: indefinitely) before one frame comes.
     """
 
     reader: Reader
@@ -163,7 +163,7 @@ class Feed:
             while self.connect is not None and not self._closed.is_set() and not self._past_end():
                 if self._connect_again(self.connect, reason):
                     reason = self._read()
-        except Exception as error:  # told by the main thread, which has the user's attention
+        except Exception as error:  # reported by the main thread, which has the user's attention
             self.error = error
         finally:
             _call(self.reader, "close")
@@ -223,7 +223,7 @@ class Feed:
             raise MediaError(
                 f"{name} was lost for good at {clock(self.last)}: {self.retries} attempts in "
                 f"{time.monotonic() - self._lost:.0f} s brought no frame",
-                "check the camera and the network, or allow more with --retries (-1: for ever)",
+                "check the camera and the network, or allow more with --retries (-1: indefinitely)",
             )
         wait = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** min(self._attempts, 10))
         self._attempts += 1

@@ -41,7 +41,7 @@ class GrowingFolder:
         self._stopped.set()
 
     def go_on_after(self, name: str, index: int) -> None:
-        """Take only what is behind a file already taken."""
+        """Take only what comes after a file already taken."""
         self.last, self.index = name, index
 
     def __iter__(self) -> Iterator[Frame]:
@@ -55,7 +55,7 @@ class GrowingFolder:
             self._stopped.wait(POLL_S)
 
     def _fresh(self) -> Iterator[Frame]:
-        """The images behind the latest one, up to the first that is still being written."""
+        """Return the images after the latest one, up to the first that is still being written."""
         for path in self._listing():
             try:
                 frame = read_image(str(path), (self.index + 1) / self.fps, self.index + 1, path.name)

@@ -20,7 +20,7 @@ def is_image(source: str) -> bool:
 
 
 def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") -> Frame:
-    """One image file, turned as its EXIF orientation says. Raises MissingError and MediaError."""
+    """Read one image file, rotated as its EXIF orientation says. Raises MissingError and MediaError."""
     with opening(path, MediaError):
         if not Path(path).is_file():
             raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")

@@ -45,7 +45,7 @@ class Source:
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout {self.timeout:g} waits for nothing", "a time above 0, such as 10s")
         if self.retries < -1:
-            raise UsageError(f"--retries {self.retries} means nothing", "0 upwards, or -1: for ever")
+            raise UsageError(f"--retries {self.retries} means nothing", "0 upwards, or -1: indefinitely")
         self.name = shown(self.source)
         self.offset = 0.0
         """Seconds by which the times in the stream are ahead of those in the source."""
@@ -54,7 +54,7 @@ class Source:
         self.folder: GrowingFolder | None = None
 
     def open(self, place: Mapping[str, Any] | None = None) -> Feed:
-        """Begin to read; `place` is what `place` gave for an earlier run: the stream goes on behind it.
+        """Begin to read; `place` is what `place` gave for an earlier run: the stream continues after it.
 
         Raises MissingError, MediaError and UsageError where the source cannot be watched.
         """
@@ -108,14 +108,14 @@ class Source:
         ahead = is_live(self.source)
         start, self.start = self.start, place["start"] if same else self.start
         if same and start and not ahead:
-            raise UsageError(f"--start {start:g}: a resumed recording goes on where it was", "leave --start away")
+            raise UsageError(f"--start {start:g}: a resumed recording continues where it was", "omit --start")
         silence = self.timeout or SILENCE_S
         span = {} if ahead else {"end": self.end, "max_frames": self.max_frames}
         video = Video.open(self.source, fps=self.fps, start=self.start, timeout=silence, **span)  # type: ignore[arg-type]
         if video.live:
             self._refuse_start("a live source")
             if self.live is False:
-                raise UsageError(f"--no-live: {self.name} does not wait", "leave it away")
+                raise UsageError(f"--no-live: {self.name} does not wait", "omit --no-live")
             self.offset = place["time"] if place else 0.0
             return Feed(
                 video,
@@ -138,7 +138,7 @@ class Source:
 
     def _refuse_start(self, what: str) -> None:
         if self.start:
-            raise UsageError(f"--start {self.start:g}: {what} begins now", "leave --start away")
+            raise UsageError(f"--start {self.start:g}: {what} begins now", "omit --start")
 
 
 def pipe_on_stdin() -> BufferedReader:

@@ -30,7 +30,7 @@ class Ticks:
         return due
 
     def go_on_after(self, seconds: float) -> None:
-        """Take nothing up to `seconds`, and behind it what would have been taken without a break."""
+        """Take nothing up to `seconds`, and after it what would have been taken without a break."""
         self._after = seconds
         if self.interval:
             self._next = self._number(seconds) + 1

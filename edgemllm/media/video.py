@@ -103,7 +103,7 @@ class Video:
         self._stopped = True
 
     def go_on_after(self, seconds: float) -> None:
-        """Deliver only what comes behind `seconds`, as if there had been no break."""
+        """Deliver only what comes after `seconds`, as if there had been no break."""
         self._ticks.go_on_after(seconds)
         self._from = max(self.start, seconds)
 
@@ -221,7 +221,7 @@ class Video:
         began = time.monotonic()
         index = self._skip_to_start()
         now = (index - 1) / self.native_fps
-        # FFmpeg goes on behind a damaged stretch when asked again.
+        # FFmpeg continues after a damaged stretch when asked again.
         while self._capture.grab() or (not self.live and self._capture.grab()):
             self.frames_decoded += 1
             now = time.monotonic() - began if self.live else self._stamp(now)
