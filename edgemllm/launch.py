@@ -192,7 +192,7 @@ def _quant(request: Request, checkpoint: Checkpoint, profile: DeviceProfile) -> 
         if request.quant not in ("auto", "none"):
             raise UsageError(
                 f"--quant {request.quant}: {request.model} is already quantised with {checkpoint.prequantised_with}",
-                "leave --quant out",
+                "omit --quant",
             )
         return "none"
     if request.quant != "auto":

@@ -55,7 +55,7 @@ class Session:
     media: list[str] = field(default_factory=list)
     """Media already shown in the turn that the next question closes."""
     clip: Clip | None = None
-    """The running video, which `see` goes on with."""
+    """The running video, which `see` continues."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
     last: Tensor | None = field(default=None, repr=False, compare=False)
@@ -138,7 +138,7 @@ class Session:
         return shown
 
     def begin(self, interval: float | None = None) -> Clip:
-        """Open a video that `see` goes on with, its frames `interval` seconds apart where the source keeps to one."""
+        """Open a video that `see` continues, its frames `interval` seconds apart where the source keeps to one."""
         self._open("video")
         self.clip = self.family.video(interval)
         return self.clip

@@ -82,7 +82,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
 
 
 def check_place(path: Path) -> None:
-    """Raise before a long run what would otherwise be found behind it: a folder that is not there or cannot be written."""
+    """Fail before a long run rather than after it, where a folder is not there or cannot be written."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder", f"name a file in it, such as {path / 'state.edge'}")
     if not path.parent.is_dir():
@@ -197,7 +197,7 @@ def _check_system(session: Session, header: dict[str, Any], path: Path) -> None:
     begun = not header["first"] or header["media"]
     if begun and session.system is not None and session.system != header["system"]:
         had = f"the system prompt {header['system']!r}" if header["system"] else "no system prompt"
-        raise UsageError(f"{path} was begun with {had}, which cannot change any more", "leave --system out")
+        raise UsageError(f"{path} was started with {had}, which cannot change any more", "omit --system")
 
 
 def _shares(session: Session, header: dict[str, Any], path: Path) -> None:

@@ -42,7 +42,7 @@ def test_watch_door_appends_alerts_and_goes_on_where_it_was(environment: dict[st
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[1] for line in alerts.read_text().splitlines()] == ["00:00:06", "00:00:12"]
     done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "20", environment=environment, ALERT=".", **more)
-    assert "going on from" in done.stderr
+    assert "continuing from" in done.stderr
     assert [line.split("\t")[1] for line in alerts.read_text().splitlines()][2:] == ["00:00:18"]
     done = script("watch_door.sh", LECTURE, alerts, *SMALL, "--end", "26", environment=environment, ALERT="^never", **more)
     assert done.returncode == 0, done.stderr

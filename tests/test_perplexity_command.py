@@ -106,7 +106,7 @@ def test_a_signal_ends_in_order_and_resume_goes_on(
     assert (first["stopped"], second["stopped"]) == (None, "interrupted")
     assert 0 < second["tokens"] < 1500
     again = command(*saving, "--resume")
-    assert f"going on from {second['tokens']} tokens" in again.stderr
+    assert f"continuing from {second['tokens']} tokens" in again.stderr
     assert digits(again.stdout) == whole
 
 
@@ -124,7 +124,7 @@ def test_full_disk_is_said_and_the_run_goes_on(short: list[str], tmp_path: Path)
     assert len(saved) == 3
     assert all("cannot save" in event["problem"] for event in saved)
     assert done.stderr.count("warning: cannot save the session to") == 3
-    assert "the run goes on" in done.stderr
+    assert "the run continues" in done.stderr
     assert next(event for event in events if event["event"] == "run")["tokens"] == 1500
     assert list(tmp_path.iterdir()) == []
 

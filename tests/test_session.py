@@ -242,7 +242,7 @@ def test_a_system_prompt_that_comes_too_late_is_refused(demo: ModelFamily, tmp_p
     session_file.load(woken, path)
     assert woken.system == "Be brief."
     session_file.load(Session(demo, Full(), None, system="Be brief."), path)
-    with pytest.raises(UsageError, match="begun with the system prompt"):
+    with pytest.raises(UsageError, match="started with the system prompt"):
         session_file.load(Session(demo, Full(), None, system="Talk."), path)
 
 

@@ -302,7 +302,7 @@ def test_sigterm_during_an_answer_flushes_and_the_question_is_asked_again(tmp_pa
     assert "saved to" in err
     assert "--resume asks it again" in err
     done = invoke(*common, "--jsonl")
-    assert "going on from" in done.stderr
+    assert "continuing from" in done.stderr
     answers = events(done.stdout, "answer")
     assert [(event["video_s"], event["question"]) for event in answers] == [(8.0, QUESTION)]
     assert events(done.stdout, "stats")[-1]["video"]["frames_seen"] == 12

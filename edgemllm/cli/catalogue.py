@@ -8,7 +8,7 @@ import typer
 
 from edgemllm.commands import options
 
-Name = Annotated[str | None, typer.Argument(help="Show one in full.")]
+Name = Annotated[str | None, typer.Argument(help="Show this one in full.")]
 
 
 def policies(name: Name = None, json: options.Json = False) -> None:

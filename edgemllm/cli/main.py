@@ -110,7 +110,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Versions, and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
 ) -> None:
     """Chat with hours of video and text in a KV cache of fixed size."""
     commands = ctx.command.commands  # type: ignore[attr-defined]

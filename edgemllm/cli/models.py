@@ -8,7 +8,7 @@ import typer
 
 from edgemllm.commands import options
 
-Name = Annotated[str | None, typer.Argument(help="Show one: sizes, tokens of a picture, and the devices it fits.")]
+Name = Annotated[str | None, typer.Argument(help="Show this one: sizes, tokens per picture, and the devices it fits.")]
 
 
 def models(name: Name = None, json: options.Json = False) -> None:

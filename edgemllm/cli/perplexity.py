@@ -11,7 +11,7 @@ from edgemllm.commands.perplexity.options import CheckpointOptions, TextOptions
 CompareFull = Annotated[
     bool,
     options.option(
-        "--compare-full", help="Also the KL divergence from the full cache, as far as that fits.", panel=options.RUN
+        "--compare-full", help="Also measure the KL divergence from the full cache, as far as that fits.", panel=options.RUN
     ),
 ]
 

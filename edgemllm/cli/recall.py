@@ -27,8 +27,8 @@ def recall(
     """Count which facts of long streams each policy still knows.
 
     Facts lie at known distances between footage or prose; all policies see the same streams with the same KV bytes. The
-    policies oracle (told what will be asked) and random show what is possible and what is luck. --kv-budget takes a
-    list, 5%,10%,15%. The policy full keeps everything, without a budget: the reference that tells what the model cannot
+    policies oracle (knows what will be asked) and random show what is possible and what is luck. --kv-budget takes a
+    list, 5%,10%,15%. The policy full keeps everything, without a budget: the reference that shows what the model cannot
     do from what a policy lost.
     """
     from edgemllm.commands.recall import command

@@ -24,7 +24,7 @@ def line_up(
     One policy gets what `--kv-budget` says. Several get the same bytes: those of the budget's tokens when nothing but
     keys, values and positions is kept, so that a policy which also keeps notes or queries gets fewer tokens. A policy
     that never evicts runs as far as these bytes go, or memory where no budget was given. `budgets`: the tokens that each
-    had before, in a run that goes on, whatever is free now. `reference`: a policy that never evicts has no budget, and the
+    had before, in a run that continues, whatever is free now. `reference`: a policy that never evicts has no budget, and the
     others get theirs as if it were not there.
     Raises as `prepare` does.
     """

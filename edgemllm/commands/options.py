@@ -68,7 +68,9 @@ class RequestOptions:
     )
     kv_budget: Annotated[
         str,
-        option("--kv-budget", help="2048 tokens a layer, 512MiB over all, 25% of what full would hold, or auto.", panel=MEMORY),
+        option(
+            "--kv-budget", help="2048 tokens per layer, 512MiB in total, 25% of what full would hold, or auto.", panel=MEMORY
+        ),
     ] = "auto"
     quant: Annotated[str, option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)] = "auto"
     dtype: Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)] = "auto"
@@ -79,7 +81,7 @@ class RequestOptions:
     ] = None
     offline: Annotated[bool, option("--offline", help="Never touch the network.", panel=MODEL)] = False
     trust_remote_code: Annotated[
-        bool, option("--trust-remote-code", help="Let the checkpoint's own code run.", panel=MODEL)
+        bool, option("--trust-remote-code", help="Allow the checkpoint's own code to run.", panel=MODEL)
     ] = False
 
     def request(self, **more: Any) -> Request:
@@ -107,12 +109,12 @@ class ComparedOptions(RequestOptions):
 class ClipOptions:
     """Which frames of a recording."""
 
-    fps: Annotated[float, option("--fps", help="Frames a second to look at.", panel=MEDIA)] = 1.0
+    fps: Annotated[float, option("--fps", help="Frames per second to look at.", panel=MEDIA)] = 1.0
     max_frames: Annotated[
-        int | None, option("--max-frames", help="At most so many frames, spread over the video.", panel=MEDIA)
+        int | None, option("--max-frames", help="Maximum number of frames, spread evenly over the video.", panel=MEDIA)
     ] = None
-    start: Annotated[str | None, option("--start", help="Begin there: 90, 1:30 or 1m30s.", panel=MEDIA)] = None
-    end: Annotated[str | None, option("--end", help="Stop there.", panel=MEDIA)] = None
+    start: Annotated[str | None, option("--start", help="Start at this time: 90, 1:30 or 1m30s.", panel=MEDIA)] = None
+    end: Annotated[str | None, option("--end", help="Stop at this time.", panel=MEDIA)] = None
 
     def of(self) -> dict[str, Any]:
         """Return them as keywords of `Video.open` and `Source`, times in seconds."""
@@ -126,10 +128,12 @@ class DetailOptions:
     """How large pictures are."""
 
     max_pixels: Annotated[
-        int | None, option("--max-pixels", help="Larger pictures are made smaller: fewer tokens, less detail.", panel=MEDIA)
+        int | None,
+        option("--max-pixels", help="Downscale larger pictures to this many pixels: fewer tokens, less detail.", panel=MEDIA),
     ] = None
     tokens_per_frame: Annotated[
-        int | None, option("--tokens-per-frame", help="At most so many a video frame: the video may be longer.", panel=MEDIA)
+        int | None,
+        option("--tokens-per-frame", help="Maximum tokens per video frame; fewer tokens fit a longer video.", panel=MEDIA),
     ] = None
 
     def detail(self) -> Detail:
@@ -142,12 +146,16 @@ class AnswerOptions:
     """How answers are made."""
 
     system: Annotated[str | None, option("--system", "-s", help="A system prompt.", panel=ANSWER)] = None
-    max_tokens: Annotated[int, option("--max-tokens", help="Longest answer in tokens.", panel=ANSWER, min=1)] = 512
-    temperature: Annotated[float, option("--temperature", "-t", help="0 takes the likeliest token.", panel=ANSWER, min=0)] = 0.0
+    max_tokens: Annotated[int, option("--max-tokens", help="Maximum length of an answer in tokens.", panel=ANSWER, min=1)] = 512
+    temperature: Annotated[
+        float,
+        option("--temperature", "-t", help="Sampling temperature; 0 always picks the likeliest token.", panel=ANSWER, min=0),
+    ] = 0.0
     top_p: Annotated[
-        float, option("--top-p", help="Sample among the likeliest that fill this share.", panel=ANSWER, min=0, max=1)
+        float,
+        option("--top-p", help="Sample from the likeliest tokens with this total probability.", panel=ANSWER, min=0, max=1),
     ] = 1.0
-    seed: Annotated[int, option("--seed", help="Of the sampling.", panel=ANSWER, min=0, max=LARGEST_SEED)] = 0
+    seed: Annotated[int, option("--seed", help="Random seed for sampling.", panel=ANSWER, min=0, max=LARGEST_SEED)] = 0
 
 
 Json = Annotated[bool, option("--json", help="One JSON object on stdout at the end.", panel=OUTPUT)]
@@ -158,7 +166,7 @@ class JsonOptions:
     """JSON on standard output."""
 
     json: Json = False
-    jsonl: Annotated[bool, option("--jsonl", help="One JSON object an event on stdout.", panel=OUTPUT)] = False
+    jsonl: Annotated[bool, option("--jsonl", help="One JSON object per event on stdout.", panel=OUTPUT)] = False
 
     @property
     def either(self) -> bool:
@@ -170,8 +178,8 @@ class JsonOptions:
         return Events(command, self.json, self.jsonl)
 
 
-Quiet = Annotated[bool, option("--quiet", "-q", help="Only the answers.", panel=OUTPUT)]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Also tracebacks and the libraries' warnings.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print only the answers.", panel=OUTPUT)]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Also print tracebacks and the libraries' warnings.", panel=OUTPUT)]
 
 
 @dataclass(frozen=True)
@@ -190,4 +198,4 @@ class ScreenOptions:
 Videos = Annotated[list[str], option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
 Questions = Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more, in quotes.", show_default=False)]
 Plot = Annotated[Path | None, option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
-DryRun = Annotated[bool, option("--dry-run", help="Plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]
+DryRun = Annotated[bool, option("--dry-run", help="Print the plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]

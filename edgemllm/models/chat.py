@@ -67,7 +67,7 @@ class ChatFormat:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise MissingError(
                 f"the chat template of {folder / file} cannot write this turn: {reason}",
-                "fetch it again" + ("; or leave --system out" if system else ""),
+                "fetch it again" + ("; or omit --system" if system else ""),
             ) from error
         pieces = []
         for kind in media:
@@ -86,7 +86,7 @@ class Sampling:
 
     max_tokens: int = 512
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """Sampling temperature; 0 always picks the likeliest token."""
     top_p: float = 1.0
     seed: int = 0
 

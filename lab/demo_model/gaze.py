@@ -1,6 +1,6 @@
 """Where two heads should look: at the slide that a question asks for, and at the end of the video so far.
 
-From answers alone the model needs many hours to find these two look-ups; told where to look, it needs minutes. This is used
+From answers alone the model needs many hours to find these two look-ups; shown where to look, it needs minutes. This is used
 in training only: the weights that come out are those of a stock model.
 """
 
@@ -65,7 +65,7 @@ class Gaze:
         """By head, places (n, 2) of queries in the batch and which tokens (n, length) each should look at.
 
         A kind that was not shown looks at itself: the answer "not seen" has a sign of its own. What is on the screen is
-        known to the newline behind the last frame, which is easier to find than the frame: there is one in each round.
+        known to the newline after the last frame, which is easier to find than the frame: there is one in each round.
         """
         asked = np.full(batch.ids.shape, -1)
         for (colour, shape), kind in self.of_words.items():

@@ -1,4 +1,4 @@
-"""Joint phase: the language model learns to look slides up in a stream while it goes on reading prose."""
+"""Joint phase: the language model learns to look slides up in a stream while it continues to read prose."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ MIXTURE = (
     Level(512, 16, 0.38, None, 0.5),
     Level(1024, 16, 0.25, None, 0.3),
 )
-"""Lengths by turns: with long streams alone at the end, the short ones are forgotten and the steps are few."""
+"""Lengths in turn: with long streams alone at the end, the short ones are forgotten and the steps are few."""
 
 
 class Course:
-    """Short and easy streams first, then all lengths by turns."""
+    """Short and easy streams first, then all lengths in turn."""
 
     def __init__(self, number: int = 0) -> None:
         self.number = number

@@ -107,7 +107,7 @@ def train_tokenizer(text: Path, work: Path) -> None:
 
 
 def encode_text(text: Path, work: Path) -> None:
-    """The novels as one array of tokens, an end token behind each."""
+    """The novels as one array of tokens, an end token after each."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     novels = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))]
@@ -252,7 +252,7 @@ def look_back(model: Any, head: int = 5, amplitudes: tuple[float, ...] = (6.6, 4
 
 
 def train_text(work: Path, minutes: float, seed: int, steps: int, rows: int = 24, length: int = 256) -> None:
-    """Warm up, stay, and do not decay: the joint phase goes on from here and decays at its end."""
+    """Warm up, stay, and do not decay: the joint phase continues from here and decays at its end."""
     tokens = np.load(work / "text_tokens.npy")
     model = build_language_model(seed)
     optimisers = Optimisers(model.named_parameters(), muon=0.02, adam=2e-3, embedding=3e-3)

@@ -101,7 +101,7 @@ class Writer:
         return slides.ask(topic, kind, phrasing, article), slides.answer(topic, kind, shown, now)
 
     def drill(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
-        """Slides, then every colour and shape with its digit behind it: the bare look-up, seven tokens each."""
+        """Slides, then every colour and shape with its digit after it: the bare look-up, seven tokens each."""
         most = min(slides_at_most, length // 7)
         facts = [
             slides.Fact(slides.KINDS[int(k)], int(rng.integers(10)))

@@ -1,4 +1,4 @@
-"""Train the embedded demo model from nothing; every phase is seeded and goes on from its last checkpoint.
+"""Train the embedded demo model from nothing; every phase is seeded and continues from its last checkpoint.
 
     python -m lab.demo_model.train --text novels/ --footage videos/ --work build/demo
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100, help="for the whole training, on two cores")
     parser.add_argument("--vision-steps", type=int, default=2500)
     parser.add_argument("--align-steps", type=int, default=1000)
-    parser.add_argument("--from", dest="start", type=Path, help="go on with the joint phase from a finished checkpoint")
+    parser.add_argument("--from", dest="start", type=Path, help="continue the joint phase from a finished checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PHASES)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""One prompt of many pictures, compressed once behind the question: how MEDA and its neighbours are published.
+"""One prompt of many pictures, compressed once after the question: how MEDA and its neighbours are published.
 
     python -m lab.measure.one_prompt --policy meda meda/as_released=true snapkv --rho 0.2
 

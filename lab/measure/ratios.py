@@ -8,7 +8,7 @@
     python -m lab.measure.ratios costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
 A side is `stock` (transformers' DynamicCache), `straight-h2o` (H2O as published) or a policy, with settings after it:
-`streaming-llm/slack=1`. With `+turning` at the end, keys are stored as the model made them and turned at every step; with
+`streaming-llm/slack=1`. With `+turning` at the end, keys are stored as the model made them and rotated at every step; with
 `+eager`, no CUDA graphs are captured. The first side is what the others are divided by. Caches are filled with random keys and
 values before decoding: speed does not depend on what they say.
 """
@@ -116,7 +116,7 @@ def layer_cost(family: ModelFamily, name: str, size: int, times: int) -> dict[st
 
 
 def turns(sides: Sequence[S], run: Callable[[S], float], times: int, **about: Any) -> list[dict[str, Any]]:
-    """Every side in turn, `times` times; the order is turned round each time."""
+    """Every side in turn, `times` times; the order is reversed each time."""
     samples: dict[str, list[float]] = {str(side): [] for side in sides}
     for number in range(times + 2):
         for side in sides if number % 2 else reversed(sides):

@@ -72,7 +72,7 @@ class Side:
                     layer.policy.observe(layer, torch.rand(1, heads, 1, layer.length, device=keys.device).softmax(-1))
 
     def feed(self, ids: Sequence[int]) -> Tensor:
-        """Logits (1, V) behind the tokens."""
+        """Logits (1, V) after the tokens."""
         self.family.model.config.get_text_config()._attn_implementation = self.attention
         if self.session is not None:
             if len(ids) == 1:

@@ -1,4 +1,4 @@
-"""H2O as published, in a straight line: eager attention, and at every step all keys turned, scored, chosen and copied.
+"""H2O as published, in a straight line: eager attention, and at every step all keys rotated, scored, chosen and copied.
 
 After `utils_real_drop` of FMInference/H2O (https://arxiv.org/abs/2306.14048), its streaming form: keys unrotated, positions
 renumbered, as many heavy hitters as recent tokens. Registered with transformers as "straight-h2o"; one KV head a query head.

@@ -2,7 +2,7 @@
 
     python -m lab.measure.three_hours --footage clip.mp4 --policies inf-mllm,edge --write docs/measurements/three-hours.md
 
-makes one video, watches it with `edgemllm stream` once for each policy, in a process of its own, and tells: KV bytes, peak
+makes one video, watches it with `edgemllm stream` once for each policy, in a process of its own, and reports: KV bytes, peak
 memory after ten minutes and at the end, seconds per frame in the first and the last hour (third, of a shorter video).
 Exit 1 where something grew. Options it does not know go to `edgemllm stream`.
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Watch a door camera for ever and append a line to a file whenever the answer says so. Survives a camera that goes away;
-# started again, it goes on with what it remembers.
+# Watch a door camera indefinitely and append a line to a file whenever the answer says so. Survives a camera that goes away;
+# started again, it continues with what it remembers.
 #
 #   watch_door.sh rtsp://user:password@camera/stream alerts.tsv [options of edgemllm stream]
 #

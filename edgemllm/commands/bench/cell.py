@@ -90,7 +90,7 @@ class Ours:
         self.session = session
 
     def once(self, ids: list[int], new_tokens: int) -> Sample:
-        """A prompt and an answer of `new_tokens` behind its first token."""
+        """Run a prompt and an answer of `new_tokens` after its first token."""
         session = self.session
         session.clear()
         began = now(session.family.device)
@@ -206,7 +206,7 @@ def copy_bandwidth(device: torch.device, seconds: float) -> float:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was told."""
+    """Return the seconds once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

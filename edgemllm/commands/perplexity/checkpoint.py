@@ -14,7 +14,7 @@ from edgemllm.errors import EdgeError, MissingError, UsageError
 
 
 class Checkpoint:
-    """Where and how often to write. `identity`: what has to be the same in the run that goes on.
+    """Where and how often to write. `identity`: what has to be the same in the run that continues.
 
     Raises UsageError for a file that exists and is not to be resumed, or is no checkpoint, MissingError for a folder
     that does not exist.
@@ -33,7 +33,7 @@ class Checkpoint:
             if stale.suffix[1:].isdigit() and not psutil.pid_exists(int(stale.suffix[1:])):
                 stale.unlink(missing_ok=True)
         if path.exists() and not resume:
-            raise UsageError(f"checkpoint {path} exists already", "--resume to go on from there, or another file name")
+            raise UsageError(f"checkpoint {path} exists already", "--resume to continue from there, or another file name")
         self.notes: dict[str, Any] | None = session_file.run_of(path) if path.exists() else None
         if self.notes is not None and not {"identity", "finished", "state"} <= set(self.notes):
             raise UsageError(f"{path} is a saved session, but no checkpoint of a perplexity run", "another file name")
@@ -46,7 +46,7 @@ class Checkpoint:
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """The results of finished runs, and the state of the one that was under way; nothing where there is no file.
 
-        Raises UsageError where the run has other options than the one that goes on.
+        Raises UsageError where the run has other options than the one that continues.
         """
         if self.notes is None:
             return [], None
@@ -64,7 +64,7 @@ class Checkpoint:
         return run.sums.tokens - self.written >= self.every
 
     def write(self, run: Run, finished: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None) -> str | None:
-        """Write; a failure is returned as words, leaves the file as it was, and the run goes on."""
+        """Write; a failure is returned as words, leaves the file as it was, and the run continues."""
         self.written = run.sums.tokens if state is not None else 0
         notes = {"identity": self.identity, "finished": list(finished), "state": state}
         try:

@@ -66,7 +66,7 @@ def _check(text: TextOptions, target: int | None, kept: CheckpointOptions, plot:
     if text.loop and target is None:
         raise UsageError("--loop without --tokens would never end", "--tokens 4M")
     if kept.resume and kept.checkpoint is None:
-        raise UsageError("--resume needs the file to go on from", "--checkpoint FILE --resume")
+        raise UsageError("--resume needs the file to continue from", "--checkpoint FILE --resume")
     if not text.text and sys.stdin.isatty():
         raise UsageError("no text was named", "--text book.txt, a folder, or - for standard input")
     if plot is not None:
@@ -136,7 +136,7 @@ class Perplexity:
         if state is not None and self.checkpoint is not None:
             session_file.load(session, self.checkpoint.path)
             run.restore(state)
-            self.report.say(f"{run.policy}: going on from {run.sums.tokens} tokens")
+            self.report.say(f"{run.policy}: continuing from {run.sums.tokens} tokens")
             self.report.told(run)
             self.checkpoint.written = run.sums.tokens
         run.go(self._pause)
@@ -150,7 +150,7 @@ class Perplexity:
             saved = self._write(run, [*self.report.runs, done] if final else self.report.runs, None if final else run.state())
         self.report.add(done, run.failure, reference)
         if saved and not final:
-            self.report.say(f"the same command with --resume goes on from {run.sums.tokens} tokens")
+            self.report.say(f"the same command with --resume continues from {run.sums.tokens} tokens")
 
     def _pause(self, run: Run) -> bool:
         """Between two chunks: show, write, and stop where a signal came."""
@@ -183,7 +183,7 @@ class Perplexity:
             return False
         problem = self.checkpoint.write(run, finished, state)
         if problem:
-            self.report.say(f"warning: {problem}; the run goes on, the next checkpoint is tried later")
+            self.report.say(f"warning: {problem}; the run continues, the next checkpoint is tried later")
         self.report.event("checkpoint", policy=run.policy, tokens=run.sums.tokens, problem=problem)
         return not problem
 

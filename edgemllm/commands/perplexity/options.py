@@ -20,7 +20,7 @@ class TextOptions:
     tokens: Annotated[str | None, option("--tokens", help="How many to score: 4M, 250k, 1e6. [default: all]", panel=TEXT)] = (
         None
     )
-    loop: Annotated[bool, option("--loop", help="Begin the text again where it ends.", panel=TEXT)] = False
+    loop: Annotated[bool, option("--loop", help="Start the text again where it ends.", panel=TEXT)] = False
 
 
 @dataclass(frozen=True)
@@ -30,5 +30,7 @@ class CheckpointOptions:
     checkpoint: Annotated[
         Path | None, option("--checkpoint", help="Write the state of the run to this file, for --resume.", panel=RUN)
     ] = None
-    checkpoint_every: Annotated[str, option("--checkpoint-every", help="Tokens between two checkpoints.", panel=RUN)] = "100k"
-    resume: Annotated[bool, option("--resume", help="Go on from the checkpoint, if there is one.", panel=RUN)] = False
+    checkpoint_every: Annotated[
+        str, option("--checkpoint-every", help="Number of tokens between two checkpoints.", panel=RUN)
+    ] = "100k"
+    resume: Annotated[bool, option("--resume", help="Continue from the checkpoint, if there is one.", panel=RUN)] = False

@@ -1,6 +1,6 @@
 """The perplexity of one endless stream under one policy: chunks go in, the policy evicts between them, losses are summed.
 
-Everything that decides the numbers is in `Run.state()`, so that a run can stop anywhere between two chunks and go on in
+Everything that decides the numbers is in `Run.state()`, so that a run can stop anywhere between two chunks and continue in
 another process with the same digits.
 """
 
@@ -63,7 +63,7 @@ class Run:
         """Why it ended early."""
         self.ended = False
         self.broken = False
-        """A pass has failed and left a cache that nothing can go on from."""
+        """A pass has failed and left a cache that nothing can continue from."""
 
     def go(self, pause: Callable[[Run], bool]) -> None:
         """Score until the end, a failure, or until `pause`, asked between chunks, says so."""
@@ -140,7 +140,7 @@ class Run:
         self.sums.fed += len(ids)
         self.sums.digest = hashlib.sha256((self.sums.digest + repr(ids)).encode()).hexdigest()
 
-    # ---- stopping and going on ---------------------------------------------------------------------------------
+    # ---- stopping and continuing -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Everything besides the session that the numbers still to come depend on."""
@@ -179,7 +179,7 @@ class Run:
         if self.sums.full_at is None and session.policy.bounded and self.sums.tokens:
             found.append("nothing was evicted: the text fits in the cache")
         if self.stream.loops:
-            found.append(f"the text was begun again {self.stream.loops} times: repeated text is easier")
+            found.append(f"the text was started again {self.stream.loops} times: repeated text is easier")
         return found
 
     @property

@@ -3,7 +3,7 @@
 The text is cut between two words, where a letter, one space and a letter meet. Tokenizers that split into words first
 (GPT-2's, Llama-3's, Qwen's and what descends from them) put a boundary there whatever stands around it, and so do
 SentencePiece vocabularies, in which a space only begins a token: then the tokens are those of the whole text. Each piece
-is tokenized behind the end of the one before it, whose tokens are dropped again, because some tokenizers treat the
+is tokenized after the end of the one before it, whose tokens are dropped again, because some tokenizers treat the
 beginning of a text differently. Text without such places (scripts without spaces, tables of numbers) is cut at other
 white space, or anywhere; there a token at the cut may differ from the whole text's, one in thousands.
 """
@@ -35,7 +35,7 @@ class TokenStream:
 
     def __init__(self, text: Text, tokenizer: Any, loop: bool = False) -> None:
         self.loops = 0
-        """How often the text has begun again among the tokens given out."""
+        """How often the text was started again among the tokens given out."""
         self._waiting: deque[Token] = deque()
         self._batches = self._read(text, tokenizer, loop)
 

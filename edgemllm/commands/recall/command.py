@@ -189,7 +189,7 @@ class Recall:
             if not each:
                 raise UsageError(f"{self.launches[0].request.model} takes no video", "--needles text")
             return Stream(self.family, slide_haystack(seed, max(24, self.length // each), self.facts, kind == "diverse"))
-        # Sentences are about as long as one another: a first haystack tells how many make the length.
+        # Sentences are about as long as one another: a first haystack shows how many make the length.
         probe = text_haystack(seed, 64, 2, kind == "diverse").items
         average = len(self.family.tokenize("".join(probe))) / len(probe)
         return Stream(self.family, text_haystack(seed, max(24, round(self.length / average)), self.facts, kind == "diverse"))

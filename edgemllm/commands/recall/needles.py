@@ -39,7 +39,7 @@ DOINGS = ("read a letter", "spoke of the weather", "waited for the coach", "look
 
 @dataclass(frozen=True)
 class Needle:
-    """A fact, the items of the stream that tell it, and how one asks for it."""
+    """A fact, the items of the stream that state it, and how one asks for it."""
 
     first: int
     last: int
@@ -55,7 +55,7 @@ class Haystack:
     needles: Sequence[Needle]
     """In the order of the stream; the last one is recent."""
     unseen: Sequence[str]
-    """Questions about facts that were never told."""
+    """Questions about facts that were never shown."""
     seed: int
 
 

@@ -18,15 +18,16 @@ class StreamOptions:
     """Which streams, and when questions come."""
 
     tokens: Annotated[str, option("--tokens", help="Length of a stream.", panel=RUN)] = "1600"
-    streams: Annotated[int, option("--streams", help="How many streams.", min=1, panel=RUN)] = 40
-    facts: Annotated[int, option("--facts", help="Facts of a stream; the last one is recent.", min=2, panel=RUN)] = 10
+    streams: Annotated[int, option("--streams", help="Number of streams.", min=1, panel=RUN)] = 40
+    facts: Annotated[int, option("--facts", help="Number of facts per stream; the last one is recent.", min=2, panel=RUN)] = 10
     needles: Annotated[str, option("--needles", help="slides, text or auto: slides for the demo model.", panel=RUN)] = "auto"
     between: Annotated[str, option("--between", help="static, diverse or both: what lies between the facts.", panel=RUN)] = (
         "both"
     )
     protocol: Annotated[str, option("--protocol", help="end, rounds or both: when questions come.", panel=RUN)] = "end"
     seed: Annotated[
-        int, option("--seed", help="Of the first stream. Tune on others than you report.", panel=RUN, min=0, max=2**62)
+        int,
+        option("--seed", help="Seed of the first stream. Tune on other seeds than you report.", panel=RUN, min=0, max=2**62),
     ] = 1000
 
     def kinds(self) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ class StreamOptions:
         return _either(self.protocol, PROTOCOLS, "--protocol")
 
     def needles_for(self, model: str) -> str:
-        """Return what tells the facts. Raises UsageError for an unknown kind."""
+        """Return what states the facts. Raises UsageError for an unknown kind."""
         needles = ("slides" if model == "demo" else "text") if self.needles == "auto" else self.needles
         if needles not in NEEDLES:
             raise UsageError(f"--needles {needles} is unknown", "slides, text or auto")

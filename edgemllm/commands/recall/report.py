@@ -11,7 +11,7 @@ from edgemllm.commands.tables import markdown
 
 HEAD = (
     *("policy", "KV", "tokens", "between", "asked"),
-    *("old facts", "recent", "not told: refused", "told: refused", "held", "against"),
+    *("old facts", "recent", "never shown: refused", "shown: refused", "held", "against"),
 )
 
 

@@ -30,7 +30,7 @@ PER_ROUND = 3
 
 @dataclass
 class Answers:
-    """One stream under one policy: for each question its needle's distance in tokens (None: never told), and how it went."""
+    """One stream under one policy: for each question its needle's distance in tokens (None: never shown), and how it went."""
 
     distances: list[int | None] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
@@ -92,13 +92,13 @@ class Recorder(Clip):
 
 
 class Marks:
-    """Which tokens carry facts: told to the oracle as they come in, and counted at the end."""
+    """Which tokens carry facts: marked for the oracle as they come in, and counted at the end."""
 
     def __init__(self, stream: Stream) -> None:
         needles = stream.haystack.needles
         self.seconds = torch.tensor([float(item) for needle in needles for item in range(needle.first, needle.last + 1)])
         self.spans: list[tuple[int, int]] = []
-        """Stream positions (first, behind the last) of told sentences."""
+        """Stream positions (first, after the last) of told sentences."""
 
     def of(self, positions: Tensor, time: Tensor) -> Tensor:
         """Bool, of the shape of `time`: the tokens that carry facts, by their stream position and second."""
@@ -122,7 +122,7 @@ class Marks:
 
 
 def at_the_end(session: Session, stream: Stream) -> Answers:
-    """Every needle, and what was never told, each asked of the same cache."""
+    """Every needle, and what was never shown, each asked of the same cache."""
     walk = _Walk(session, stream, record=True)
     walk.on(len(stream.haystack.items))
     for needle in stream.haystack.needles:
@@ -133,7 +133,7 @@ def at_the_end(session: Session, stream: Stream) -> Answers:
 
 
 def in_rounds(session: Session, stream: Stream) -> Answers:
-    """After every part of the stream some questions about what was told so far; they and the answers stay in the cache."""
+    """After every part of the stream some questions about what was shown so far; they and the answers stay in the cache."""
     walk = _Walk(session, stream, record=False)
     length, rng = len(stream.haystack.items), np.random.default_rng(stream.haystack.seed)
     for number in range(1, ROUNDS + 1):
@@ -183,7 +183,7 @@ class _Walk:
             self.shown = last
 
     def ask(self, session: Session, asked: Needle | str) -> None:
-        """One question, about a needle or about what was never told."""
+        """One question, about a needle or about what was never shown."""
         needle = asked if isinstance(asked, Needle) else None
         question = asked.question if isinstance(asked, Needle) else asked
         distance = None if needle is None else session.cache.seen - self.ends[needle.last]
@@ -203,7 +203,7 @@ class _Walk:
 
 
 def branch(session: Session) -> Session:
-    """A session that goes on from here with a cache of its own; the weights are shared."""
+    """Return a session that continues from here with a cache of its own; the weights are shared."""
     kept: dict[int, Any] = {id(layer.policy): layer.policy for layer in session.cache.layers}
     kept |= {id(part): part for part in vars(session.cache.rope).values() if isinstance(part, torch.nn.Module)}
     other = copy.copy(session)
@@ -215,7 +215,7 @@ def branch(session: Session) -> Session:
 
 @torch.inference_mode()
 def complete(session: Session, beginning: str) -> str:
-    """The likeliest tokens behind `beginning`: for models and streams without a chat."""
+    """Return the most likely tokens after `beginning`: for models and streams without a chat."""
     family = session.family
     logits = session.feed(family.text(family.tokenize(beginning), session.position))
     tokens: list[int] = []

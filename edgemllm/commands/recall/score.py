@@ -46,9 +46,9 @@ class Score:
     old: Tally = field(default_factory=Tally)
     recent: Tally = field(default_factory=Tally)
     unseen: Tally = field(default_factory=Tally)
-    """`right` is a refusal of what was never told."""
+    """`right` is a refusal of what was never shown."""
     doubted: Tally = field(default_factory=Tally)
-    """`right` is a refusal of what was told."""
+    """`right` is a refusal of what was shown."""
     by_distance: dict[int, Tally] = field(default_factory=dict)
     held: list[float] = field(default_factory=list)
     peak: int = 0

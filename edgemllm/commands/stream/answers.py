@@ -12,7 +12,7 @@ from edgemllm.units import clock
 
 
 class Answers:
-    """What a stream tells on stdout. Nothing is kept: a stream may last for ever."""
+    """What a stream writes to stdout. Nothing is kept: a stream may last indefinitely."""
 
     def start(self, **fields: Any) -> None:
         """The run begins; `fields` describe it."""

@@ -73,7 +73,7 @@ def stream(
         stream.limit = limit(launch)
         if state:
             stream.resume(state)
-            display.say(f"going on from {kept.resume} at {clock(session.meter.video_s)}")
+            display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}")
         interrupts.session = session
         out.start(**launch.describe(), source=watched.name)
         _watch(stream, out, interrupts)
@@ -110,7 +110,7 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
 
 
 def _earlier(resume: Path | None, save: Path | None, display: Display) -> dict[str, Any]:
-    """The state of the run that is to go on; empty where there is none."""
+    """Return the state of the run that is to continue; empty where there is none."""
     if resume is None:
         return {}
     if resume == save and not resume.exists():

@@ -47,12 +47,12 @@ class FeedOptions:
         bool | None,
         option(
             "--live/--no-live",
-            help="Watch by the clock and drop what the model is too slow for. [default: only what does not wait]",
+            help="Process in real time; drop frames the model cannot keep up with. [default: live sources only]",
             panel=MEDIA,
         ),
     ] = None
     retries: Annotated[
-        int, option("--retries", help="Attempts to connect to a lost source again; -1: for ever.", panel=MEDIA, min=-1)
+        int, option("--retries", help="Attempts to connect to a lost source again; -1: indefinitely.", panel=MEDIA, min=-1)
     ] = 10
     timeout: Annotated[
         str | None,
@@ -76,11 +76,13 @@ class SessionOptions:
     """Where the session is kept between two runs."""
 
     save: Annotated[
-        Path | None, option("--save", help="Write the session there at the end, and on SIGTERM and SIGUSR1.", panel=RUN)
+        Path | None, option("--save", help="Write the session to this file at the end, and on SIGTERM and SIGUSR1.", panel=RUN)
     ] = None
     resume: Annotated[
         Path | None,
-        option("--resume", help="Go on from a saved session; where --save names the same file, it need not exist.", panel=RUN),
+        option(
+            "--resume", help="Continue from a saved session; where --save names the same file, it need not exist.", panel=RUN
+        ),
     ] = None
 
 

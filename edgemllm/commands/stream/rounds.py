@@ -28,7 +28,7 @@ class Rounds:
     """Whether to end in order, in the middle of an answer too."""
     answers: int = 0
     waiting: list[tuple[float, str]] = field(default_factory=list)
-    """Time and question of what is due and not answered in full: a stopped run asks it again when it goes on."""
+    """Time and question of what is due and not answered in full: a stopped run asks it again when it continues."""
 
     def state(self) -> dict[str, Any]:
         """What decides which questions come next; JSON."""
@@ -42,7 +42,7 @@ class Rounds:
         self.waiting = [(seconds, question) for seconds, question in state["waiting"]]
 
     def ask(self, *questions: str, at: float) -> None:
-        """Put questions at a time of the stream, behind those that wait."""
+        """Put questions at a time of the stream, after those that wait."""
         self.waiting += [(round(at, 3), question) for question in questions]
         while self.waiting and not self.stopping():
             seconds, question = self.waiting[0]

@@ -68,7 +68,7 @@ class Stream:
             self.similarity.latest = np.array(run["similar"], np.uint8)
 
     def state(self) -> dict[str, Any]:
-        """What, besides the session, decides how the run goes on; JSON."""
+        """What, besides the session, decides how the run continues; JSON."""
         latest = None if self.similarity is None else self.similarity.latest
         return {
             "place": self.place,
@@ -255,4 +255,4 @@ class Stream:
         try:
             self.save()
         except EdgeError as error:  # no reason to end the watching
-            self.display.tell(f"warning: {error.message}; the earlier file is as it was, and watching goes on")
+            self.display.tell(f"warning: {error.message}; the earlier file is as it was, and watching continues")

@@ -10,7 +10,7 @@ from edgemllm.errors import UsageError
 from edgemllm.units import parse_time
 
 END = "end"
-"""As a time: behind the last frame."""
+"""As a time: after the last frame."""
 
 
 @dataclass
@@ -65,6 +65,6 @@ class Schedule:
         return [(when, question) for when, question in self.timed if when > self.asked]
 
     def _next_of(self, every: float) -> float:
-        """The first tick of an interval behind what has been asked; the start itself is none."""
+        """Return the first tick of an interval after what has been asked; the start itself is none."""
         ticks = max(0, math.floor((self.asked - self.start) / every + 1e-9)) if self.asked > -math.inf else 0
         return self.start + (ticks + 1) * every

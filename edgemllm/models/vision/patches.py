@@ -58,7 +58,7 @@ class PatchSpec:
         )
 
     def limited(self, most: int | None) -> PatchSpec:
-        """At most so many pixels; UsageError where not even one token is left."""
+        """Check a maximum number of pixels; UsageError where not even one token is left."""
         if most is None or most >= self.max_pixels:
             return self
         if most < self.factor**2:
