@@ -70,7 +70,7 @@ def test_nightly_perplexity_fails_when_it_gets_worse(environment: dict[str, str]
     arguments = (text, record, "--kv-budget", "96", "--chunk", "16")
     done = script("nightly_perplexity.sh", *arguments, environment=environment, TOKENS="200")
     assert done.returncode == 0, done.stderr
-    assert "+0.00 %" in done.stdout
+    assert "+0.00%" in done.stdout
     [first] = record.read_text().splitlines()
     assert float(first.split("\t")[1]) > 1
     record.write_text("2026-01-01T00:00:00+0000\t1.01\n")

@@ -92,7 +92,7 @@ def forward(text_model: Any, cache: KVCache, chunk: Chunk) -> Tensor:
 
 
 def run(text_model: Any, cache: KVCache) -> Tensor:
-    """Run the pass that has begun; returns hidden states (B, q, E)."""
+    """Run the pass that was started; returns hidden states (B, q, E)."""
     chunk = cache.now.chunk
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more: dict[str, Any] = {}

@@ -97,7 +97,7 @@ class Decoder:
         now.ring = self._ring
 
     def _capture(self, key: Hashable) -> bool:
-        """Record the step that has begun; counts then stand as after it, though its kernels have not run."""
+        """Record the step that was started; counts then stand as after it, though its kernels have not run."""
         before = [layer.length for layer in self.cache.layers]
         graph = torch.cuda.CUDAGraph()
         try:

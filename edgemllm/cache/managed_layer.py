@@ -43,4 +43,4 @@ class ManagedLayer(CacheLayer):
         size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.counts.streamed = self.counts.streamed or self.policy.one_shot
         self.policy.compress(self, size)
-        assert self.length + count <= budget, "the policy kept more than it was told to"
+        assert self.length + count <= budget, "the policy kept more than its budget"

@@ -13,6 +13,6 @@ value=$(edgemllm perplexity --text "$text" --tokens "${TOKENS:-100k}" --json "$@
 best=$({ cut -f2 "$record" 2>/dev/null || true; } | sort -g | head -n 1)
 printf '%s\t%s\n' "$(date +%Y-%m-%dT%H:%M:%S%z)" "$value" >>"$record"
 awk -v value="$value" -v best="${best:-$value}" -v tolerance="${TOLERANCE:-1}" 'BEGIN {
-    printf "perplexity %.4f, best so far %.4f (%+.2f %%)\n", value, best, 100 * (value / best - 1)
+    printf "perplexity %.4f, best so far %.4f (%+.2f%%)\n", value, best, 100 * (value / best - 1)
     exit value > best * (1 + tolerance / 100)
 }'
