@@ -1,8 +1,9 @@
-"""A run whose model fails in the middle of a video ends with that error, although a thread is still decoding."""
+"""Runs end: with the error of a model that fails in the middle of a video, and while a source brings nothing."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,33 @@ def test_a_run_ends_soon_after_its_model_has_failed(way: str, tmp_path: Path) ->
     assert process.returncode == 1, said
     assert words in said
     assert "broken in the middle" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number", "code"),
+    [
+        (("chat", "hi", "--video"), signal.SIGINT, 130),
+        (("stream",), signal.SIGTERM, 143),
+        (("perplexity", "--text"), signal.SIGINT, 130),
+        (("stream", "--timeout", "3s"), None, 6),
+    ],
+)
+def test_a_pipe_that_nobody_writes_to_is_reported_and_holds_nothing_up(
+    arguments: tuple[str, ...], number: signal.Signals | None, code: int, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgemllm", *arguments, str(fifo)],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert any(line.startswith("waiting for ") for line in process.stderr)
+        if number is not None:
+            process.send_signal(number)
+        process.communicate(timeout=ENDED_S)
+    finally:
+        process.kill()
+    assert process.returncode == code

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +174,15 @@ def test_images_on_a_pipe_come_one_by_one_whatever_their_format() -> None:
 def test_a_pipe_that_brings_something_else_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(MediaError, match=words):
         list(EncodedImages(pipe(data), fps=1.0))
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded() -> None:
+    size = b"IHDR" + struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
+    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    with pytest.raises(MediaError, match="20000 x 20000 pixels are more than 178 million") as caught:
+        list(EncodedImages(pipe(header + end), fps=1.0))
+    assert caught.value.hint == "scale it down"
 
 
 def test_a_growing_folder_brings_each_image_once_and_waits_for_half_written_ones(tmp_path: Path) -> None:

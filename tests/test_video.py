@@ -206,6 +206,20 @@ def test_folder_of_images_in_natural_order(tmp_path: Path) -> None:
     assert [frame.index for frame in Video.open(str(tmp_path), start=1, end=3)] == [1, 2]
 
 
+def test_a_file_of_a_folder_that_is_no_image_is_skipped_and_reported(tmp_path: Path) -> None:
+    (tmp_path / "frame_1.png").write_bytes(b"no image")
+    save(tmp_path / "frame_2.png", 60)
+    (tmp_path / "frame_3.png").write_bytes(b"")
+    save(tmp_path / "frame_4.png", 80)
+    video = Video.open(str(tmp_path))
+    assert [frame.index for frame in video] == [1, 3]
+    assert video.shortfall == "2 files are no images that can be read: skipped"
+    for name in ("frame_2.png", "frame_4.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(MediaError, match=r"frame_1\.png"):
+        Video.open(str(tmp_path))
+
+
 def test_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="has no images"):
         Video.open(str(tmp_path))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 from edgemllm.errors import MediaError
+
+NOTICE_S = 2.0
+"""After so long a source that does not open is reported."""
 
 
 def is_live(source: str) -> bool:
@@ -23,7 +31,7 @@ def shown(source: str) -> str:
 
 
 def connect(source: str, timeout: float | None = None) -> Any:
-    """An open cv2.VideoCapture; an address gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
+    """An open cv2.VideoCapture; gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
     if not is_live(source):
         refuse_text(Path(source))
     device: Any = int(source[10:]) if re.fullmatch(r"/dev/video\d+", source) else source
@@ -32,12 +40,37 @@ def connect(source: str, timeout: float | None = None) -> Any:
         # Only this backend knows the two settings, and others refuse to open with them.
         backend, milliseconds = cv2.CAP_FFMPEG, int(1000 * timeout)
         settings = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
-    capture = cv2.VideoCapture(device, backend, settings)
+    patience = None if "://" in source else timeout  # an address has it among its settings
+    capture = _wait_for(lambda: cv2.VideoCapture(device, backend, settings), shown(source), patience)
     if not capture.isOpened():
         raise MediaError(*why_closed(source))
     # OpenCV 4 does not turn the picture unless asked to.
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture
+
+
+def _wait_for(opening: Callable[[], Any], name: str, patience: float | None) -> Any:
+    """What `opening` returns. It runs in a thread, because signals are not handled while OpenCV waits for a pipe or a mount."""
+    opened: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            opened.set_result(opening())
+        except Exception as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=run, name="opening", daemon=True).start()
+    if patience is None or patience > NOTICE_S:
+        try:
+            return opened.result(NOTICE_S)
+        except FutureTimeout:
+            print(f"waiting for {name}: nothing has come from it yet", file=sys.stderr, flush=True)
+            patience = None if patience is None else patience - NOTICE_S
+    try:
+        return opened.result(patience)
+    except FutureTimeout:
+        hint = "start what writes to it, or allow more with --timeout"
+        raise MediaError(f"{name}: nothing came from it in time", hint) from None
 
 
 def refuse_text(path: Path) -> None:

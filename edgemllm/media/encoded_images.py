@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 
 import cv2
 import numpy as np
 
 from edgemllm.errors import MediaError
 from edgemllm.media.frame import Frame
+from edgemllm.media.images import refuse_bomb
 from edgemllm.media.ticks import Ticks
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
@@ -31,6 +32,7 @@ class EncodedImages:
             self.index += 1
             if self.live and not ticks.is_due(time.monotonic() - began):
                 continue
+            refuse_bomb(BytesIO(data), f"{self.path}: image {self.index}")
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
             if image is None:
                 raise self._error(f"image {self.index} ({len(data)} bytes) cannot be decoded")

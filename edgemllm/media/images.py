@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,16 +26,40 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") 
         if not Path(path).is_file():
             raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
     try:
-        with opening(path, MediaError), Image.open(path) as image:
+        with opening(path, MediaError):
+            file = open(path, "rb")
+        with file:
+            refuse_bomb(file, path)
+        with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             if "A" in upright.getbands() or "transparency" in upright.info:
                 # Transparency lies on white, as in transformers.
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, upright.convert("RGBA"))
             return Frame(np.array(upright.convert("RGB")), seconds, index, name)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         size = Path(path).stat().st_size
         raise MediaError(f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg") from error
+
+
+def refuse_bomb(file: BinaryIO, name: str) -> None:
+    """Raise MediaError for an image of so many pixels that decoding it would take gigabytes; reads no more than its header."""
+    try:
+        Image.open(file)
+    except Image.DecompressionBombError as error:
+        file.seek(0)
+        raise MediaError(_too_large(file, name), "scale it down") from error
+    except (OSError, SyntaxError, ValueError):
+        pass  # whoever decodes it says what is wrong with it
+
+
+def _too_large(file: BinaryIO, name: str) -> str:
+    """The message, with the sides that Pillow's own leaves out."""
+    head = file.read(16)
+    file.seek(0)
+    make = next(make for make, accept in Image.OPEN.values() if accept is not None and accept(head) is True)
+    width, height = make(file, name).size
+    return f"{name}: {width} x {height} pixels are more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
 
 
 def images_in(folder: Path) -> list[Path]:

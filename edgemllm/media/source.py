@@ -41,6 +41,8 @@ class Source:
     """Frames that wait for the model at most."""
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise UsageError("SOURCE is empty", "a video, an address, a folder, or - for images on standard input")
         check_sampling(self.fps, self.start, self.end, self.max_frames)
         if self.timeout is not None and self.timeout <= 0:
             raise UsageError(f"--timeout {self.timeout:g} waits for nothing", "a time above 0, such as 10s")
@@ -109,7 +111,7 @@ class Source:
         start, self.start = self.start, place["start"] if same else self.start
         if same and start and not ahead:
             raise UsageError(f"--start {start:g}: a resumed recording continues where it was", "omit --start")
-        silence = self.timeout or SILENCE_S
+        silence = (self.timeout or SILENCE_S) if ahead else self.timeout
         span = {} if ahead else {"end": self.end, "max_frames": self.max_frames}
         video = Video.open(self.source, fps=self.fps, start=self.start, timeout=silence, **span)  # type: ignore[arg-type]
         if video.live:

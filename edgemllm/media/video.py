@@ -46,7 +46,8 @@ class Video:
         self.native_fps = 25.0
         self.doubted = 0.0
         """A frame rate that the header gives and no camera has."""
-        self.frames_seen = self.frames_decoded = 0
+        self.frames_seen = self.frames_decoded = self.damaged = 0
+        """Frames delivered and decoded, and files of a folder that are no image: skipped."""
         self.shortfall: str | None = None
         """Set at the end where less could be decoded than the header promises."""
         self.live = False
@@ -164,8 +165,19 @@ class Video:
             self._images, self.frames_total = [path], 1
         else:
             return self._open_capture()
-        self.height, self.width = read_image(str(self._images[0])).pixels.shape[:2]
+        self.height, self.width = self._first_image().pixels.shape[:2]
         return None
+
+    def _first_image(self) -> Frame:
+        """The first image that can be read. Raises what is wrong with the first of all where none can."""
+        problem: MediaError | None = None
+        for path in self._images:
+            try:
+                return read_image(str(path))
+            except MediaError as error:
+                problem = problem or error
+        assert problem is not None
+        raise problem
 
     def _open_capture(self) -> None:
         self._capture = connect(self.source, self._timeout)
@@ -214,8 +226,15 @@ class Video:
             if self._is_past(seconds):
                 return
             if self._ticks.is_due(seconds):
+                try:
+                    frame = read_image(str(path), seconds, index)
+                except MediaError:  # there is another one, or opening would have failed
+                    self.damaged += 1
+                    noun = "files are no images" if self.damaged > 1 else "file is no image"
+                    self.shortfall = f"{self.damaged} {noun} that can be read: skipped"
+                    continue
                 self.frames_decoded += 1
-                yield read_image(str(path), seconds, index)
+                yield frame
 
     def _from_capture(self) -> Iterator[Frame]:
         began = time.monotonic()

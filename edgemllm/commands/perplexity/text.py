@@ -38,12 +38,15 @@ class Text:
     def __init__(self, sources: Sequence[str], offline: bool = False, again: bool = False) -> None:
         self.sources = list(sources)
         self.parts: list[Part] = []
-        stdin = StandardInput(again)
+        stdin = Pipe(sys.stdin.buffer, again)
         for source in sources:
             with opening(source, MissingError):
                 exists = Path(source).exists()
             if source == "-":
                 self.parts.append(stdin)
+            elif exists and Path(source).is_fifo():
+                print(f"waiting for somebody to write to {source}", file=sys.stderr, flush=True)
+                self.parts.append(Pipe(open(source, "rb"), again))
             elif exists:
                 self.parts += _files(Path(source))
             elif source.split("/")[0] in DATASETS:
@@ -74,14 +77,15 @@ class Text:
                 except OSError as error:
                     raise MissingError(f"cannot read {part}: {error.strerror}") from error
             else:
-                yield from _decode(part.blocks(), "standard input")
+                yield from _decode(part.blocks(), part.name)
 
 
-class StandardInput:
-    """Bytes of standard input, kept on disk (not in memory) if they will be needed again."""
+class Pipe:
+    """Bytes of standard input or a named pipe, kept on disk (not in memory) if they will be needed again."""
 
-    def __init__(self, again: bool) -> None:
-        self.stream: BinaryIO = sys.stdin.buffer
+    def __init__(self, stream: BinaryIO, again: bool) -> None:
+        self.stream = stream
+        self.name = "standard input" if stream is sys.stdin.buffer else str(stream.name)
         self.kept: Any = None
         if again:
             self.kept = tempfile.TemporaryFile()
@@ -111,7 +115,7 @@ class StandardInput:
             self.kept.flush()
         except OSError as error:
             raise EdgeError(
-                f"standard input is read more than once and its copy in {tempfile.gettempdir()} fails: {error.strerror}",
+                f"{self.name} is read more than once and its copy in {tempfile.gettempdir()} fails: {error.strerror}",
                 "one policy, no --loop, and no --compare-full; or --text FILE; or TMPDIR with more space",
             ) from error
 
@@ -185,4 +189,4 @@ class DataSet:
             ) from error
 
 
-Part = Path | StandardInput | DataSet
+Part = Path | Pipe | DataSet
