@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgemllm.device import memory
 from edgemllm.device.memory import human_bytes
@@ -67,9 +68,9 @@ class Display:
         print(prompt, end="", file=sys.stderr, flush=True)
 
     def hold(self) -> None:
-        """Draw no live line until `resume` if an answer is about to be written on the same terminal: it would be drawn over."""
+        """Draw no line until `resume` if an answer is about to be written to the same terminal, file or pipe."""
         self.clear()
-        self.paused = sys.stdout.isatty()
+        self.paused = sys.stdout.isatty() or _same_file(sys.stdout, sys.stderr)
 
     def resume(self) -> None:
         """Draw again."""
@@ -95,6 +96,14 @@ class Display:
             self._live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
             self._live.start()
         return self._live
+
+
+def _same_file(one: TextIO, other: TextIO) -> bool:
+    """Whether both end up in one place, as after `2>&1`."""
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):  # replaced by an embedding program
+        return False
 
 
 def status(session: Session, device: str, expected: int | None = None) -> str:
@@ -132,6 +141,15 @@ def remembered(session: Session) -> str:
     elif session.meter.frames:
         text += f"; none of {session.meter.frames} frames is left"
     return text
+
+
+def budget_change(run: Mapping[str, Any], session: Session) -> str:
+    """A clause for a session that was loaded into one of another KV budget; empty where it is the same."""
+    saved = run.get("kv_budget")
+    if saved == session.budget:
+        return ""
+    words = [f"{budget} tokens a layer" if budget else "unbounded" for budget in (session.budget, saved)]
+    return f"; the KV budget is {words[0]} now, it was {words[1]}"
 
 
 def strip(session: Session, width: int = 60) -> str:

@@ -35,7 +35,11 @@ OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}
 
 
 def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
-    """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was."""
+    """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was.
+
+    Raises EdgeError where it cannot be written, and as `check_place` does.
+    """
+    path = check_place(path)
     states = [layer.state() for layer in session.cache.layers]
     tensors = {f"{number}.{name}": t.contiguous() for number, (live, _) in enumerate(states) for name, t in live.items()}
     clip = session.clip
@@ -59,6 +63,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         if clip is None
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
         "run": dict(run or {}),
+        "kv_budget": session.budget,
         "meter": dataclasses.asdict(session.meter),
         "layers": [values for _, values in states],
         "budgets_final": session.cache.budgets_final,
@@ -81,25 +86,37 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
     return path.stat().st_size
 
 
-def check_place(path: Path) -> None:
-    """Fail before a long run rather than after it, where a folder is not there or cannot be written."""
-    if path.is_dir():
+def check_place(path: Path) -> Path:
+    """The file that a session saved to `path` replaces: symbolic links are followed, so that they stay links.
+
+    Raises UsageError for what is no regular file or cannot be written, and MissingError for a folder that is not there.
+    """
+    target = Path(os.path.realpath(path))
+    with opening(path, UsageError):
+        target.exists()
+    if target.is_dir():
         raise UsageError(f"{path} is a folder", f"name a file in it, such as {path / 'state.edge'}")
-    if not path.parent.is_dir():
-        raise MissingError(f"no folder {path.parent} to save the session in", f"mkdir -p {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"folder {path.parent} cannot be written to", "choose another place")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path} is a device, pipe or socket, which a session would replace", "name a regular file")
+    if not target.parent.is_dir():
+        raise MissingError(f"no folder {target.parent} to save the session in", f"mkdir -p {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise UsageError(f"folder {target.parent} cannot be written to", "choose another place")
+    return target
 
 
 def run_of(path: Path) -> dict[str, Any]:
-    """The state of the run of a saved session, without the session. Raises as `load` does."""
-    run: dict[str, Any] = _read(path, "cpu")[0]["run"]
-    return run
+    """The state of the run of a saved session and its `kv_budget`, without the session. Raises as `load` does."""
+    return _run(_read(path, "cpu")[0])
+
+
+def _run(header: dict[str, Any]) -> dict[str, Any]:
+    return {**header["run"], "kv_budget": header.get("kv_budget")}
 
 
 @torch.inference_mode()
 def load(session: Session, path: Path) -> dict[str, Any]:
-    """Put a saved session into this one; returns the state of its run, as given to `save`.
+    """Put a saved session into this one; returns the state of its run, as given to `save`, and its `kv_budget`.
 
     Raises MissingError where the file is not there or damaged, UsageError where it is of another model, policy or budget.
     """
@@ -120,8 +137,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
             setattr(session.clip, name, value)
         for number, (time, index) in enumerate(header["clip"]["waiting"]):
             session.clip.waiting.append(Frame(tensors[f"clip.{number}"].cpu().numpy(), time, index))
-    run: dict[str, Any] = header["run"]
-    return run
+    return _run(header)
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

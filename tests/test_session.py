@@ -208,7 +208,7 @@ def test_a_wrong_session_file_is_refused_with_a_reason(demo: ModelFamily, tmp_pa
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MissingError, match="damaged"):
         session_file.load(session, path)
-    with pytest.raises(EdgeError, match="cannot save"):
+    with pytest.raises(EdgeError, match="no folder"):
         session_file.save(session, tmp_path / "no" / "such" / "folder.edge")
 
 

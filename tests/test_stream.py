@@ -20,9 +20,9 @@ import torch
 from camera import Camera, picture
 from typer.testing import CliRunner, Result
 
-from edgemllm import policies, session_file
+from edgemllm import policies, screen, session_file
 from edgemllm.cli.main import app
-from edgemllm.commands.stream.answers import Answers, SubtitleAnswers
+from edgemllm.commands.stream.answers import Answers, SubtitleAnswers, TextAnswers
 from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.commands.stream.run import Stream
 from edgemllm.commands.stream.schedule import Schedule
@@ -171,6 +171,10 @@ MISTAKES = {
     "retries": ["2", "retries", LECTURE, "--retries", "-2"],
     "policy": ["2", "unknown policy", LECTURE, "--policy", "no-such"],
     "budget": ["4", "at least", LECTURE, "--kv-budget", "3"],
+    "empty": ["2", "an argument is empty", ""],
+    "empty option": ["2", "--resume is empty", LECTURE, "--resume", ""],
+    "a device to save to": ["2", "a device, pipe or socket", LECTURE, "--save", "/dev/null"],
+    "nothing came": ["6", "not one frame", ".", "--timeout", "0.3"],
 }
 
 
@@ -325,6 +329,74 @@ def test_a_full_disk_is_told_and_the_earlier_file_stays(demo: ModelFamily, tmp_p
     assert "an earlier file is as it was" in caught.value.hint
     assert path.read_bytes() == earlier
     assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+def test_a_session_is_saved_through_a_link_and_replaces_nothing_but_files(demo: ModelFamily, tmp_path: Path) -> None:
+    session = Session(demo, policies.build("streaming-llm"), 96, 16)
+    (tmp_path / "disk").mkdir()
+    target, link, fifo = tmp_path / "disk" / "target.edge", tmp_path / "state.edge", tmp_path / "fifo"
+    link.symlink_to(target)
+    session_file.save(session, link)
+    assert link.is_symlink()
+    assert target.stat().st_size > 0
+    os.mkfifo(fifo)
+    with pytest.raises(EdgeError, match="pipe"):
+        session_file.save(session, fifo)
+    assert fifo.is_fifo()
+
+
+def test_a_resumed_stream_keeps_its_budget_or_reports_another(tmp_path: Path) -> None:
+    path = tmp_path / "state.edge"
+    invoke(LECTURE, *ASKING, "--end", "16", "--save", str(path), "-q")
+    going_on = (LECTURE, "--chunk", "16", "--max-tokens", "3", "--end", "28", "--resume", str(path), "--jsonl")
+    done = invoke(*going_on, "--ask", QUESTION, "--every", "10s")
+    assert events(done.stdout, "stats")[-1]["kv"]["budget_tokens"] == 96
+    assert [event["video_s"] for event in events(done.stdout, "answer")] == [20.0], "not second 10, which is over"
+    done = invoke(*going_on, "--kv-budget", "128", "--at", "10", QUESTION)
+    assert events(done.stdout, "stats")[-1]["kv"]["budget_tokens"] == 128
+    assert "the KV budget is 128 tokens a layer now, it was 96" in done.stderr
+    assert "not asked, 00:00:10 is over" in done.stderr
+
+
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_a_full_disk_of_the_log_or_the_answers_leaves_the_session_saved(full: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.edge"
+    arguments = ("stream", LECTURE, *ASKING, "--every", "8s", "--end", "20", "--save", str(path))
+    with open("/dev/full", "w") as disk:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgemllm", *arguments], stdin=subprocess.DEVNULL, text=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: disk},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+    place = session_file.run_of(path)["place"]
+    if full == "stderr":
+        assert done.returncode == 0
+        assert len(done.stdout.splitlines()) == 2
+        assert place["time"] == 19.0
+    else:
+        assert done.returncode == 1
+        assert "error: standard output: no space left on device" in done.stderr
+        assert "unexpected" not in done.stderr
+
+
+def test_the_meter_keeps_out_of_answers_that_go_to_the_same_file(
+    demo: ModelFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "PLAIN_SECONDS", 0.0)
+    stream, _ = build(Session(demo, policies.build("inf-mllm"), 96, 16), 0, 16)
+    stream.rounds.out = stream.out = TextAnswers()
+    stream.rounds.display = stream.display = display = Display("plain")
+    stream.session.on_step = display.step
+    with (tmp_path / "log").open("w") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        monkeypatch.setattr(sys, "stderr", log)
+        stream.run()
+        monkeypatch.undo()
+    lines = (tmp_path / "log").read_text().splitlines()
+    answers = [line for line in lines if "\t" in line]
+    assert len(answers) == stream.rounds.answers > 2
+    assert all(len(line.split("\t")) == 3 and "evicted" not in line for line in answers)
+    assert any("evicted" in line for line in lines)
 
 
 # ---- cameras -------------------------------------------------------------------------------------------------------

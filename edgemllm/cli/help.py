@@ -12,9 +12,10 @@ from typing import Any
 from typer.core import TyperCommand
 
 from edgemllm.cli import usage
-from edgemllm.errors import EdgeError
+from edgemllm.errors import EdgeError, UsageError
 
 EVERY = "Each --option is also read from the environment: --kv-budget from EDGEMLLM_KV_BUDGET."
+MAY_BE_EMPTY = ("--system", "-s")
 
 
 EXAMPLES = {
@@ -36,7 +37,8 @@ EXAMPLES = {
 
 
 class Command(TyperCommand):
-    """A command whose help has its options under the panels they belong to, and whose errors say where a value came from.
+    """A command whose help has its options under the panels they belong to, whose values are not empty, and whose errors say
+    where a value came from.
 
     The page is plain text: rich panels take longer to import than the rest of it.
     """
@@ -60,6 +62,15 @@ class Command(TyperCommand):
             return
         doing = "planning for" if self.name == "plan" else "loading"
         print(f"{doing} {given['model']} ...", file=sys.stderr, flush=True)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an empty word: as a path it would mean the current folder, and it is mostly a variable that is not set."""
+        for before, word in zip(["", *args], args, strict=False):
+            name, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+            if equals and not value and name not in MAY_BE_EMPTY:
+                what = f"the value of {name}" if name.startswith("-") else "an argument"
+                raise UsageError(f"{what} is empty", "is a variable not set?")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write every panel, in the order of its first option."""

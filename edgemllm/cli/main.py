@@ -14,12 +14,15 @@ import typer
 from typer.core import TyperGroup
 
 from edgemllm import policies
-from edgemllm.cli import usage
+from edgemllm.cli import log, usage
 from edgemllm.cli.config import defaults_from_files
 from edgemllm.errors import EdgeError, UsageError, shortened
 
 REFUSED = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 """What the system says of a path that cannot be what an option asks for."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a disk, a quota and a limit say that they are full."""
 
 
 class Commands(TyperGroup):
@@ -38,19 +41,24 @@ class Commands(TyperGroup):
         debugging = _debugging(ctx.args)
         try:
             with usage.translated(" ".join(["edgemllm", *getattr(ctx, "_protected_args", [])[:1]])):
-                return super().invoke(ctx)
+                found = super().invoke(ctx)
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # here, where a full disk can still be reported
+                return found
         except EdgeError as error:
             return _expected(error, debugging)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                # The reader has gone (`| head`); what is still buffered must not raise again when Python ends.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader has gone (`| head`)
+                log.discard(sys.stdout.fileno())
                 raise typer.Exit(0) from None
             if error.errno in REFUSED and error.filename is not None:
                 told = f"{shortened(str(error.filename))}: {os.strerror(error.errno)}"
                 return _expected(UsageError(told, "another path"), debugging)
+            if error.errno in NO_ROOM and error.filename is None:
+                log.discard(sys.stdout.fileno())
+                return _expected(EdgeError(f"standard output: {os.strerror(error.errno).lower()}", "make room"), debugging)
             return _unexpected(error, debugging)
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
@@ -124,6 +132,7 @@ def root(
 def main() -> None:
     """The entry point `edgemllm`."""
     _standard_streams()
+    sys.stderr = log.tolerant(sys.stderr)
     app()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from edgemllm.media.source import Source
 from edgemllm.media.typed_lines import TypedLines
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
-from edgemllm.screen import Display
+from edgemllm.screen import Display, budget_change
 from edgemllm.units import clock
 
 
@@ -59,6 +60,8 @@ def stream(
         _check_times(schedule, watched)
         detail = size.detail()
         request = run.request(system=reply.system, detail=detail)
+        if request.kv_budget == "auto" and state.get("kv_budget"):
+            request = dataclasses.replace(request, kv_budget=str(state["kv_budget"]))
         launch = prepare(request, lambda config: _input_tokens(config, watched, schedule, detail))
         if dry_run:
             stop_after(launch, output.either)
@@ -73,7 +76,8 @@ def stream(
         stream.limit = limit(launch)
         if state:
             stream.resume(state)
-            display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}")
+            change = budget_change(state, session)
+            display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}{change}")
         interrupts.session = session
         out.start(**launch.describe(), source=watched.name)
         _watch(stream, out, interrupts)
@@ -88,7 +92,7 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
         failure = error
     except EdgeError as error:  # in the middle of a forward pass: the earlier file is the better one
         failure, run.save_to = error, None
-    except BrokenPipeError:  # nobody reads the answers any more
+    except OSError:  # nobody reads the answers any more, or there is no room for them
         if run.save_to is not None:
             run.save()
         raise

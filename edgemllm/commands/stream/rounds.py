@@ -35,9 +35,12 @@ class Rounds:
         return {"asked": max(self.schedule.asked, -1.0), "answers": self.answers, "waiting": self.waiting}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take over what `state` of an earlier run gave; a standing question keeps its ticks."""
-        if state["asked"] >= 0:
-            self.schedule.asked = state["asked"]
+        """Take over what `state` of an earlier run gave; a standing question keeps its ticks, a new one is due from here on."""
+        now = self.session.meter.video_s
+        for when, question in self.schedule.timed:
+            if state["asked"] < when <= now:
+                self.display.say(f"not asked, {clock(when)} is over: {question}")
+        self.schedule.asked = max(state["asked"], now)
         self.answers = state["answers"]
         self.waiting = [(seconds, question) for seconds, question in state["waiting"]]
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgemllm import session_file
 from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError, OutOfMemoryError
+from edgemllm.errors import EdgeError, MediaError, OutOfMemoryError
 from edgemllm.launch import out_of_memory
 from edgemllm.media.feed import Feed, raise_error
 from edgemllm.media.frame import Frame
@@ -93,7 +93,8 @@ class Stream:
             self._take_line()
             if not self._step():
                 break
-        if not self._ending():
+        nothing = self.feed.done and not (self.session.meter.frames or self.session.meter.skipped)
+        if not nothing and not self._ending():
             self._finish()
         self.feed.close()
         self._count()
@@ -101,6 +102,8 @@ class Stream:
         self._keep_lines()
         self._say_what_was_seen()
         raise_error(self.feed)
+        if nothing and not self._ending():
+            raise MediaError(f"{self.source.name} brought not one frame", "check what writes to it")
 
     def save(self, path: Path | None = None) -> None:
         """Write the session and where the stream is. Raises EdgeError where it cannot be written."""
