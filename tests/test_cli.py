@@ -377,4 +377,7 @@ def test_a_word_is_on_the_terminal_before_torch_is_imported() -> None:
     code, shown = type_to("chat", "--video", "none.mp4", "hi", typed="")
     assert code == 3
     assert shown.startswith("loading demo ...\n")
+    code, shown = type_to("models", "nonsense", typed="")
+    assert code == 3
+    assert shown.startswith("planning for nonsense ...\n")
     assert "loading" not in run("chat", "--video", "none.mp4", "hi").stderr

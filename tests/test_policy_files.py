@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from tiny import llama, random_ids
 
 from edgemllm import policies
 from edgemllm.errors import UsageError
+from edgemllm.policies.base import CachePolicy
+from edgemllm.policies.inf_mllm import InfMLLM
+from edgemllm.policies.snapkv import SnapKV
 
 TOP = Path(__file__).parents[1]
 EXAMPLE = TOP / "scripts" / "examples" / "mine.py"
@@ -107,3 +112,56 @@ def test_a_wrong_policy_file_is_one_line_and_exit_code_2(text: str, words: str, 
     assert done.stderr.startswith(f"error: {words}")
     assert "unexpected" not in done.stderr
     assert done.stdout == ""
+
+
+OVERRIDES = {
+    "protected(self, layer, size):\n        return None": r"policy Mine: protected\(\) returned None, expected two counts",
+    "protected(self, layer, size):\n        return 4": r"policy Mine: protected\(\) returned 4, expected two counts",
+    "protected(self, layer, size):\n        return -4, 2.5": r"policy Mine: protected\(\) returned \(-4, 2.5\), expected two",
+    "compress(self, layer, size):\n        pass": r"policy Mine: compress\(\) kept 24 tokens of a layer, expected 18",
+}
+
+
+@pytest.mark.parametrize("method", OVERRIDES)
+def test_wrong_counts_and_a_layer_that_stays_too_long_are_errors_that_name_the_policy(method: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"{HEAD}        return torch.zeros(1, 1, layer.length)\n\n    def {method}\n")
+    tiny = llama()
+    with pytest.raises(UsageError, match=OVERRIDES[method]):
+        tiny.run(tiny.text_chunk(random_ids(70)), 6, policies.build(f"{tmp_path}/mine.py:Mine"), 24)
+
+
+def test_an_error_in_a_policy_of_a_package_is_named_as_one_in_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is imported, and when it chooses."""
+    info = tmp_path / "offered-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[edgemllm.policies]\nbroken = broken_policy\noffered = offered_policy:Mine\n")
+    (tmp_path / "broken_policy.py").write_text("import nowhere_to_be_found\n")
+    (tmp_path / "offered_policy.py").write_text(f"{HEAD}        return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"policy broken \(broken_policy\) does not import: ModuleNotFoundError"):
+        policies.build("broken")
+    tiny = llama()
+    with pytest.raises(ZeroDivisionError) as raised:
+        tiny.run(tiny.text_chunk(random_ids(70)), 6, policies.build("offered"), 24)
+    told = policies.fault(raised.value)
+    assert told is not None
+    assert told.message.startswith("policy Mine: score() in line 9 of offered_policy.py raised ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "told"),
+    [
+        (SnapKV, {"window": 0}, "window=0 of policy SnapKV: a whole number from 1 upwards expected"),
+        (SnapKV, {"kernel": 4}, "kernel=4 of policy SnapKV: a whole number, odd, from 1 upwards expected"),
+        (SnapKV, {"pooling": "mean"}, "pooling='mean' of policy SnapKV: one of avg, max expected"),
+        (InfMLLM, {"window": "prompts"}, "window='prompts' of policy InfMLLM: "),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_in_python_too(
+    policy: type[CachePolicy], settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        policy(**settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.cache.rope import Rope
-from edgemllm.errors import OutOfMemoryError
+from edgemllm.errors import OutOfMemoryError, UsageError
 
 
 class ManagedLayer(CacheLayer):
@@ -28,7 +28,7 @@ class ManagedLayer(CacheLayer):
         self.budget = budget
         if self.is_initialized:
             if self.length > budget:
-                self.policy.compress(self, budget)
+                self._compress(budget, budget)
             self.slots.resize(budget)
 
     def _evict(self, budget: int, count: int) -> None:
@@ -42,5 +42,11 @@ class ManagedLayer(CacheLayer):
         # A chunk that fits beside the policy's minimum is the session's promise; slack gives way to it.
         size = min(max(size, min(self.policy.minimum(), budget - count)), self.length)
         self.counts.streamed = self.counts.streamed or self.policy.one_shot
+        self._compress(size, budget - count)
+
+    def _compress(self, size: int, most: int) -> None:
+        """Let the policy reduce the layer to `size`. Raises UsageError where more than `most` tokens stay."""
         self.policy.compress(self, size)
-        assert self.length + count <= budget, "the policy kept more than its budget"
+        if self.length > most:
+            name = type(self.policy).__name__
+            raise UsageError(f"policy {name}: compress() kept {self.length} tokens of a layer, expected {size}")

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.layer import CacheLayer
-from edgemllm.cache.score_check import checked
+from edgemllm.cache.score_check import checked, protected_counts
 from edgemllm.cache.scores import OBSERVED_ROWS
 from edgemllm.cache.scratch import Scratch
+from edgemllm.cache.settings import check
 
 ALL = 1 << 62
 """As `observe_window`: every query."""
@@ -58,6 +59,9 @@ class CachePolicy:
 
     per_query_head: ClassVar[bool] = False
     """`observe` receives every query head, (B, H, w, L), instead of the mean of those that share a KV head."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def query_window(self) -> int:
@@ -112,7 +116,7 @@ class CachePolicy:
         score = checked(self, layer, self.score(layer))
         if self.shared_heads:
             score = score.mean(1, keepdim=True)
-        first, newest = (min(count, layer.length) for count in self.protected(layer, size))
+        first, newest = protected_counts(self, layer, self.protected(layer, size))
         if newest:
             # The newest highest: a budget too small for all of them still keeps the end.
             score[..., layer.length - newest :] = PROTECTED_SCORE * torch.arange(2, newest + 2, device=layer.device)

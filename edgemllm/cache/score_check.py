@@ -1,4 +1,4 @@
-"""Whether what a policy returned is a score."""
+"""Whether what a policy returned is a score, and counts of protected tokens."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
         what = "NaN" if bool(score.isnan().any()) else "-inf for every slot of a head"
         raise UsageError(f"policy {name}: score() returned {what}, expected numbers, {tuple(score.shape)}")
     return score
+
+
+def protected_counts(policy: object, layer: CacheLayer, counts: object) -> tuple[int, int]:
+    """What protected() of a policy returned, each count at most the layer's length. Raises UsageError for no two counts."""
+    if not isinstance(counts, tuple) or len(counts) != 2 or not all(isinstance(count, int) and count >= 0 for count in counts):
+        got = repr(counts)[:40]
+        raise UsageError(f"policy {type(policy).__name__}: protected() returned {got}, expected two counts such as (4, 32)")
+    return min(counts[0], layer.length), min(counts[1], layer.length)

@@ -40,7 +40,7 @@ def grouped(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def _spread(group: Any, defaults: dict[str, Any]) -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(group, include_extras=True)
+    hints = _hints(group)
     return [
         inspect.Parameter(
             field.name,
@@ -50,6 +50,11 @@ def _spread(group: Any, defaults: dict[str, Any]) -> list[inspect.Parameter]:
         )
         for field in dataclasses.fields(group)
     ]
+
+
+@functools.cache  # most groups stand in several commands, and help pages wait for this
+def _hints(group: Any) -> dict[str, Any]:
+    return typing.get_type_hints(group, include_extras=True)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -58,10 +58,11 @@ class Command(TyperCommand):
 
     def _announce(self, given: dict[str, Any]) -> None:
         """Put a word on a terminal before torch is imported, which takes seconds in which nothing would be seen."""
-        if not given.get("model") or given.get("quiet") or given.get("progress") == "none" or not sys.stderr.isatty():
+        model = given.get("model") or (given["name"] if self.name == "models" and not given["json"] else None)
+        if not model or given.get("quiet") or given.get("progress") == "none" or not sys.stderr.isatty():
             return
-        doing = "planning for" if self.name == "plan" else "loading"
-        print(f"{doing} {given['model']} ...", file=sys.stderr, flush=True)
+        doing = "planning for" if self.name in ("plan", "models") else "loading"
+        print(f"{doing} {model} ...", file=sys.stderr, flush=True)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an empty word: as a path it would mean the current folder, and it is mostly a variable that is not set."""

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgemllm import policies
 from edgemllm.cli import log, usage
 from edgemllm.cli.config import defaults_from_files
 from edgemllm.errors import EdgeError, UsageError, shortened
@@ -63,6 +62,8 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
                 raise  # usage errors and exits of the command line itself
+            from edgemllm import policies  # not earlier: entry points take time to find, and only errors need it
+
             fault = policies.fault(error)
             return _unexpected(error, debugging) if fault is None else _expected(fault, debugging)
 

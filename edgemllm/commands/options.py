@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgemllm import policies
 from edgemllm.commands.events import Events
-from edgemllm.device import detect, profiles
 from edgemllm.errors import UsageError
-from edgemllm.launch import Request
 from edgemllm.media.detail import Detail
 from edgemllm.screen import Display
 from edgemllm.units import parse_time
+
+if TYPE_CHECKING:
+    from edgemllm.launch import Request
+
+# What only a run or a completion needs is imported there: help pages import this file, and are to come at once.
 
 MODEL, MEDIA, MEMORY, ANSWER, OUTPUT = "Model", "Media", "Memory", "Answer", "Output"
 TEXT, RUN, ASKING = "Text", "Long runs", "Asking"
@@ -39,10 +41,14 @@ def listed(text: str, option: str) -> list[str]:
 
 
 def _complete_policy(incomplete: str) -> list[str]:
+    from edgemllm import policies
+
     return [name for name in policies.names() if name.startswith(incomplete)]
 
 
 def _complete_profile(incomplete: str) -> list[str]:
+    from edgemllm.device import profiles
+
     return [name for name in ["auto", *profiles.names()] if name.startswith(incomplete)]
 
 
@@ -86,6 +92,8 @@ class RequestOptions:
 
     def request(self, **more: Any) -> Request:
         """Return what to prepare; `more` are fields of the request that the command decides itself."""
+        from edgemllm.launch import Request
+
         return Request(**(self._fields() | more))
 
     def _fields(self) -> dict[str, Any]:
@@ -102,6 +110,8 @@ class ComparedOptions(RequestOptions):
     @property
     def policies(self) -> list[str]:
         """The names; where there are none, that of the profile."""
+        from edgemllm.device import detect
+
         return listed(self.policy if self.policy is not None else detect.profile(self.profile).cache.policy, "--policy")
 
 

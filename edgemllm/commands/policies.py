@@ -7,11 +7,11 @@ import dataclasses
 import inspect
 import textwrap
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from edgemllm import policies as known
+from edgemllm.cache.settings import allowed, kinds
 from edgemllm.commands.events import headed, write
-from edgemllm.policies import allowed
 
 
 def show(name: str | None, json: bool) -> None:
@@ -40,14 +40,13 @@ def show(name: str | None, json: bool) -> None:
 
 def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
     """Name, what it may be, default and docstring of every field, the policy's own first."""
-    kinds = get_type_hints(cls, include_extras=True)
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         texts.update(_field_docstrings(base))
     fields = dataclasses.fields(cls)
     own = [field for field in fields if field.name in inspect.get_annotations(cls)]
     rest = [field for field in fields if field not in own]
-    return [(field.name, allowed(kinds[field.name]), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
+    return [(field.name, allowed(kinds(cls)[field.name]), field.default, texts.get(field.name, "")) for field in [*own, *rest]]
 
 
 def _field_docstrings(cls: type[Any]) -> dict[str, str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgemllm.cache.settings import allowed, kinds, taken_apart
 from edgemllm.errors import MissingError, UsageError, nearest
 
 GROUP = "edgemllm.policies"
@@ -43,11 +42,21 @@ def find(name: str) -> type[Any]:
         return _only_policy(importlib.import_module(f"{__name__}.{module_name}"), "")
     for point in importlib.metadata.entry_points(group=GROUP):
         if point.name == name:
-            return typing.cast("type[Any]", point.load())
+            return _loaded(point)
     raise UsageError(
         f"unknown policy {name!r}{nearest(name, names())}",
         f"one of {', '.join(names())}, or a file of your own: --policy ./mine.py:Mine",
     )
+
+
+def _loaded(point: importlib.metadata.EntryPoint) -> type[Any]:
+    try:
+        found = point.load()
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"policy {point.name} ({point.value}) does not import: {type(error).__name__}: {error}", "the same with --verbose"
+        ) from error
+    return typing.cast("type[Any]", found)
 
 
 def name_of(policy: Any) -> str:
@@ -61,8 +70,7 @@ def name_of(policy: Any) -> str:
 def build(name: str, settings: Sequence[str] = ()) -> Any:
     """A policy with `key=value` settings, as `--policy NAME --set key=value` gives them."""
     cls = find(name)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    fields = kinds(cls)
     values = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -85,7 +93,7 @@ def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
 
 def _value(text: str, kind: Any) -> Any:
     """What `text` means as a setting of type `kind`. Raises ValueError, KeyError or SyntaxError where it means nothing."""
-    bare, numbers, choices = _taken_apart(kind)
+    bare, numbers, choices = taken_apart(kind)
     if text in choices:
         return text
     if bare is bool:
@@ -97,33 +105,6 @@ def _value(text: str, kind: Any) -> Any:
     if numbers is not None and value not in numbers:
         raise ValueError(text)
     return value
-
-
-def allowed(kind: Any) -> str:
-    """The values of a setting of type `kind`, in words: "a whole number from 1 upwards"."""
-    bare, numbers, choices = _taken_apart(kind)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    ways = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
-    if bare is not None:
-        name = str(names.get(bare) or getattr(bare, "__name__", bare))
-        ways.insert(0, name if numbers is None else f"{name}, {numbers}" if numbers.odd else f"{name} {numbers}")
-    return " or ".join(ways)
-
-
-def _taken_apart(kind: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """The plain type of a setting (None: words alone), the Range of its numbers if it is one, and the words it also knows."""
-    from edgemllm.policies.base import Range
-
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        parts = [_taken_apart(part) for part in typing.get_args(kind)]
-        bare, numbers = next(((bare, numbers) for bare, numbers, _ in parts if bare is not None), (None, None))
-        return bare, numbers, tuple(word for *_, words in parts for word in words)
-    if typing.get_origin(kind) is typing.Literal:
-        return None, None, typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Annotated:
-        bare, *notes = typing.get_args(kind)
-        return bare, next((note for note in notes if isinstance(note, Range)), Range()), ()
-    return kind, Range() if kind in (int, float) else None, ()
 
 
 def _from_file(path: Path, attribute: str) -> type[Any]:
@@ -143,10 +124,11 @@ def _from_file(path: Path, attribute: str) -> type[Any]:
 
 
 def fault(error: BaseException) -> UsageError | None:
-    """What to say of an error that arose in a policy file given by path; None where it arose elsewhere."""
-    found = None
+    """What to say of an error that arose in a policy from outside, a file or a package; None where it arose elsewhere."""
+    found, packages = None, {point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=GROUP)}
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_globals.get("__name__", "").startswith(FILE_PREFIX):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(FILE_PREFIX) or name.partition(".")[0] in packages:
             file = Path(frame.f_code.co_filename).name
             policy = type(frame.f_locals["self"]).__name__ if "self" in frame.f_locals else file
             where = f"policy {policy}: {frame.f_code.co_name}() in line {line} of {file}"

@@ -12,6 +12,7 @@ import typer
 
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.terminal import no_echo
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
@@ -39,12 +40,14 @@ class Chat:
         with Interrupts() as interrupts:
             self.events.event("start", **self.launch.describe())
             self.events.event("plan", **self.launch.plan.as_json())
-            self.session = self.launch.open(self.display.step)
+            with no_echo():
+                self.session = self.launch.open(self.display.step)
             self.display.device = self.launch.device
             interrupts.session = self.session
             try:
                 if talk is not None:
-                    self.look(videos, images)
+                    with no_echo():
+                        self.look(videos, images)
                     talk(interrupts)
                 self.close(interrupts.code)
             except EdgeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgemllm.commands.stream.answers import Answers
 from edgemllm.commands.stream.schedule import Schedule
+from edgemllm.commands.terminal import no_echo
 from edgemllm.launch import out_of_memory
 from edgemllm.models.chat import Sampling
 from edgemllm.screen import Display, remembered
@@ -65,7 +66,7 @@ class Rounds:
         self.display.hold()
         self.out.ask(question, seconds)
         answer = ""
-        with out_of_memory():
+        with no_echo(), out_of_memory():
             for piece in self.session.ask(question, self.sampling):
                 if self.stopping():
                     self.session.stop()
