@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -101,6 +102,8 @@ def test_a_pipe_that_nobody_writes_to_is_reported_and_holds_nothing_up(
         [sys.executable, "-m", "edgemllm", *arguments, str(fifo)],
         stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert process.stderr is not None
