@@ -13,6 +13,8 @@ from edgemllm.cache.scores import causal_mask
 
 CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """Behind scaled_dot_product_attention on a CPU; also returns the logarithm of what each row was divided by."""
+GROUPED_FLASH = torch.__version__ >= "2.13"
+"""Whether that kernel knows grouped query heads. In 2.6 it reads beyond the keys; 2.13 is the oldest seen to work."""
 
 
 def visible_slots(layer: CacheLayer, chunk: Chunk, heads: int, count: int) -> Tensor | None:
@@ -44,12 +46,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     """Attend causally, or as `mask` says, from query (B, H, q, D), the last of L tokens; returns (B, H, q, D)."""
     count, length = query.shape[2], key.shape[2]
     whole = mask is None and 1 < count == length
+    grouped = query.shape[1] > key.shape[1]
     if mask is None and 1 < count < length:
-        if query.device.type == "cpu" and CPU_FLASH is not None:
+        if query.device.type == "cpu" and CPU_FLASH is not None and (GROUPED_FLASH or not grouped):
             return _attend_twice(query, key, value, scale)
         # Flash and efficient kernels know "the last rows of a longer text"; other processors get the mask itself.
         mask = causal_lower_right(count, length) if query.is_cuda else causal_mask(count, length, query.device)
-    grouped = query.shape[1] > key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=whole, scale=scale, enable_gqa=grouped)
 
 
