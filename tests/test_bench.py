@@ -114,8 +114,8 @@ def test_turned_keys_stay_what_turning_the_kept_ones_gives(make, name: str) -> N
         for cache in (turned, plain):
             forward(tiny.text, cache, part)
     for ours, theirs in zip(turned.layers, plain.layers, strict=True):
-        assert ours.rotated
-        assert not theirs.rotated
+        assert ours.numbering.rotated
+        assert not theirs.numbering.rotated
         assert (ours.positions == theirs.positions).all()
         torch.testing.assert_close(ours.rotated_keys(), theirs.rotated_keys(), atol=2e-5, rtol=1e-4)
 

@@ -183,7 +183,7 @@ MISTAKES = {
     "nearly a data set": (3, "did you mean 'wikitext103'", ["--text", "wikitext10"]),
     "folder without text": (3, "has no text", ["--text", "EMPTY"]),
     "empty text": (3, "there is no text", ["--text", "-"]),
-    "more than there is": (3, "cannot have so many tokens", ["--text", str(LICENSE), "--tokens", "4M"]),
+    "more than there is": (3, "cannot have that many tokens", ["--text", str(LICENSE), "--tokens", "4M"]),
     "endless": (2, "would never end", ["--text", str(LICENSE), "--loop"]),
     "standard input twice": (2, "given twice", ["--text", "-", "--text", "-"]),
     "no policy": (2, "empty value", ["--policy", "window,,full"]),

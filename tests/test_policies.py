@@ -179,7 +179,7 @@ class TestMerging:
     def layer(self, keys: torch.Tensor, values: torch.Tensor):
         layer, _ = replayed(LookM(), 30, budget=LENGTH)
         count = keys.shape[0]
-        layer.slots.length, layer.rotated = count, False
+        layer.slots.length, layer.numbering.rotated = count, False
         layer.keys[0], layer.values[0] = keys, values
         return layer
 

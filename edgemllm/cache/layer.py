@@ -39,7 +39,7 @@ class Counts:
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer with room for `budget` tokens (None: grows without end), and the sliding `window` of its attention.
 
-    Keys are stored rotated to their slots' positions where `rotated`, else as the model made them. `queries` (B, H, w, D) are
+    Keys are stored rotated to their slots' positions where `numbering.rotated`, else unrotated. `queries` (B, H, w, D) are
     the latest `query_window` ones, unrotated.
     """
 
@@ -64,7 +64,6 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """What the policy notes about the whole layer."""
         self.queries: Tensor | None = None
         self.scaling = 1.0
-        self.rotated = False
         self.slots: Slots
         self.numbering: Numbering
         self.now: Pass | None = None
@@ -78,8 +77,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         capacity = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
         table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers)
         self.slots = Slots(table, keys, capacity)
-        self.rotated = self.store_rotated and keys.dtype.itemsize >= 4 and self.rope.fixed
-        self.numbering = Numbering(self.slots, self.rope, self.mode, self.rotated)
+        rotated = self.store_rotated and keys.dtype.itemsize >= 4 and self.rope.fixed
+        self.numbering = Numbering(self.slots, self.rope, self.mode, rotated)
         self.stats = {name: torch.zeros((), device=keys.device) for name in self.layer_stats}
         self.is_initialized = True
 
@@ -93,7 +92,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         positions, modality, time = chunk.positions.permute(1, 2, 0)[:, None], chunk.modality[:, None], chunk.time[:, None]
         self.advance(count, {"values": values, "positions": positions, "modality": modality, "time": time})
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
-        self.slots.newest("keys", count).copy_(rotate(keys, self.now.rotation) if self.rotated else keys)
+        self.slots.newest("keys", count).copy_(rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
         return self.keys, self.values
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
@@ -180,12 +179,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def rotated_keys(self) -> Tensor:
         """Return the keys (B, H_kv, L, D), rotated to their positions; not to be written to."""
-        return self.keys if self.rotated else rotate(self.keys, self.numbering.rotation(self.now))
+        return self.keys if self.numbering.rotated else rotate(self.keys, self.numbering.rotation(self.now))
 
     def unrotated_keys(self, slots: slice = slice(None)) -> Tensor:
         """Return the keys (B, H_kv, L, D), or those of some slots, as the model made them; not to be written to."""
         keys = self.keys[:, :, slots]
-        return rotate(keys, inverse(self.numbering.rotation(self.now, slots))) if self.rotated else keys
+        return rotate(keys, inverse(self.numbering.rotation(self.now, slots))) if self.numbering.rotated else keys
 
     def window_attention(self, rows: int | None = None) -> Tensor:
         """Return the attention of the latest queries to the slots, (B, H_kv, w, L) float32, mean over the query group.

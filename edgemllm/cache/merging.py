@@ -64,7 +64,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
 
 def _put_keys(layer: CacheLayer, index: Tensor, rows: Tensor, changed: Tensor) -> None:
     """Write unrotated rows (B, H_kv, n, D) to the slots at `index` (B, H_kv, n), where `changed` (B, H_kv, n, 1)."""
-    if layer.rotated:
+    if layer.numbering.rotated:
         cos, sin = (part.expand(-1, rows.shape[1], -1, -1) for part in layer.numbering.rotation(layer.now))
         rows = rotate(rows, (gather(cos, index), gather(sin, index)))
     wide = index[..., None].expand(rows.shape)

@@ -23,7 +23,7 @@ class OneShot(CachePolicy):
     """Share of the prompt that is kept once it is in, and the cache gives back what it frees; 1: the budget alone decides."""
 
     def sizes(self, layers: Sequence[CacheLayer], kept: int, prompt: int) -> list[int]:
-        """Tokens of each layer that stay of a prompt of so many, on average at most `kept`, nowhere fewer than `minimum()`."""
+        """Return how many of `prompt` tokens each layer keeps: on average at most `kept`, never fewer than `minimum()`."""
         return [kept] * len(layers)
 
     def after_prefill(self, layers: Sequence[CacheLayer]) -> None:

@@ -43,7 +43,7 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") 
 
 
 def refuse_bomb(file: BinaryIO, name: str) -> None:
-    """Raise MediaError for an image of so many pixels that decoding it would take gigabytes; reads no more than its header."""
+    """Raise MediaError for an image too large to decode without taking gigabytes; reads only its header."""
     try:
         Image.open(file)
     except Image.DecompressionBombError as error:

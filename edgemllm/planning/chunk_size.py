@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check(chunk: int, budget: int, policy: CachePolicy) -> None:
-    """Raise DoesNotFitError for chunks that a budget of so many tokens a layer cannot take in."""
+    """Raise DoesNotFitError for chunks too large for a budget of this many tokens per layer."""
     room = budget - policy.minimum()
     if chunk > room:
         raise DoesNotFitError(

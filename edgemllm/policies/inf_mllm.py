@@ -34,7 +34,7 @@ class InfMLLM(CachePolicy):
     """Recent + relevant tokens, scored by the retrieval window with a linear age bias."""
 
     window: Count | Literal["prompt"] = 32
-    """Retrieval window: so many latest queries score the cache; prompt: exactly those of the newest prompt (the paper)."""
+    """Retrieval window: this many latest queries score the cache; prompt: just those of the newest prompt (the paper)."""
 
     longest: Count = 128
     """With window=prompt, queries that are kept; of a longer prompt the last ones score, as they do in footage and answers."""

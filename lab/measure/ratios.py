@@ -77,7 +77,7 @@ def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def flat(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms a step of the first side after so many seen tokens: a decoded token, or `--feed` tokens in."""
+    """ms per step of the first side after this many seen tokens: a decoded token, or `--feed` tokens in."""
     sides = []
     for seen in counts(arguments.seen):
         side = Side(arguments.sides[0], family, arguments.budget, arguments.chunk)

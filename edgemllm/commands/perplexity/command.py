@@ -78,7 +78,7 @@ def _source(text: TextOptions, target: int | None, offline: bool, again: bool) -
     source = Text(text.text or ["-"], offline, again)
     if target is not None and source.size is not None and source.size + 1 < target and not text.loop:
         raise MissingError(
-            f"--tokens {target}: the text has {source.size} bytes, so it cannot have so many tokens", "--loop, or more --text"
+            f"--tokens {target}: the text has {source.size} bytes, so it cannot have that many tokens", "--loop, or more --text"
         )
     return source
 

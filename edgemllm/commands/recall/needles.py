@@ -15,7 +15,7 @@ from edgemllm.media.frame import Frame
 HOLD = 3
 """Frames for which a slide is shown."""
 RECENT = 8
-"""The newest needle ends within so many items of the end."""
+"""The newest needle ends within this many items of the end."""
 HEIGHT, WIDTH = 90, 160
 
 OWNERS = (

@@ -16,7 +16,7 @@ from edgemllm.media.frame import Pixels
 from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD, PixelSpec, normalise, processor_config, resize
 
 FRAME_TOKENS = 768
-"""A video frame (of two that share their tokens) takes at most so many, as in qwen-vl-utils (VIDEO_MAX_PIXELS)."""
+"""A video frame (of two that share their tokens) takes at most this many, as in qwen-vl-utils (VIDEO_MAX_PIXELS)."""
 
 
 @dataclass(frozen=True)
