@@ -24,18 +24,19 @@ BAR = 10
 
 
 class Display:
-    """Shows a session's state as it changes; `mode` is auto, plain or none."""
+    """Shows a session's state as it changes; `mode` is auto, plain or none. `echo` shows or hides what is typed."""
 
-    def __init__(self, mode: str = "auto", device: str = "cpu") -> None:
+    def __init__(self, mode: str = "auto", device: str = "cpu", echo: Callable[[bool], None] = lambda shown: None) -> None:
         if mode not in ("auto", "plain", "none"):
             raise UsageError(f"--progress {mode} is unknown", "auto, plain or none")
         if mode == "auto":
             mode = "live" if sys.stderr.isatty() else "plain"
-        self.mode, self.device = mode, device
+        self.mode, self.device, self.echo = mode, device, echo
         self.shown = time.monotonic()
         self.expected: int | None = None
         """Frames the running video will bring."""
         self.paused = False
+        self._prompt = ""
         self._live: Live | None = None
 
     def step(self, session: Session) -> None:
@@ -61,20 +62,30 @@ class Display:
         self.clear()
         print(text, file=sys.stderr, flush=True)
 
-    def pause(self, prompt: str) -> None:
-        """Draw no live line until `resume`, and ask for input."""
+    def open_prompt(self, prompt: str) -> None:
+        """Ask for input, show what is typed, and draw no live line until `close_prompt`."""
         self.clear()
-        self.paused = True
+        self.paused, self._prompt = True, prompt
+        self.echo(True)
         print(prompt, end="", file=sys.stderr, flush=True)
+
+    def close_prompt(self) -> None:
+        """Hide what is typed, and draw again."""
+        self._prompt = ""
+        self.echo(False)
+        self.resume()
 
     def hold(self) -> None:
         """Draw no line until `resume` if an answer is about to be written to the same terminal, file or pipe."""
         self.clear()
+        self.echo(False)
         self.paused = sys.stdout.isatty() or _same_file(sys.stdout, sys.stderr)
 
     def resume(self) -> None:
-        """Draw again."""
+        """Draw again, or repeat the prompt that `hold` has interrupted."""
         self.paused = False
+        if self._prompt:
+            self.open_prompt(self._prompt)
 
     def clear(self) -> None:
         """Take the live line away, before anything else is written."""

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -35,13 +36,22 @@ def run(
         return subprocess.CompletedProcess(arguments, process.exitcode, files[1].read_text(), files[2].read_text())
 
 
-def type_to(*arguments: str, typed: str) -> tuple[int, str]:
-    """`edgemllm ARGUMENTS` on a terminal of its own, where `typed` is typed ahead; its exit code and what the screen got."""
+def type_to(*arguments: str, typed: str, ahead: bool = True, number: int = 0) -> tuple[int, str]:
+    """`edgemllm ARGUMENTS` on a terminal of its own, where `typed` is typed; its exit code and what the screen got.
+
+    It is typed `ahead` of everything, or once the terminal hides it; then signal `number` is sent. The terminal is found
+    as it was left.
+    """
     master, slave = os.openpty()
+    as_it_was = termios.tcgetattr(slave)
     process = _server.Process(target=_on_terminal, args=(arguments, os.ttyname(slave), Path.cwd()))
     process.start()
-    os.write(master, typed.encode())
     shown, ends = b"", time.monotonic() + WAITING
+    while not ahead and termios.tcgetattr(slave)[3] & termios.ECHO and process.is_alive() and time.monotonic() < ends:
+        time.sleep(0.01)
+    os.write(master, typed.encode())
+    if number and process.pid is not None:
+        os.kill(process.pid, number)
     while process.is_alive() and time.monotonic() < ends:
         if select.select([master], [], [], 0.1)[0]:
             shown += os.read(master, 65536)
@@ -49,8 +59,10 @@ def type_to(*arguments: str, typed: str) -> tuple[int, str]:
     process.join()
     while select.select([master], [], [], 0)[0]:
         shown += os.read(master, 65536)
+    left = termios.tcgetattr(slave)
     os.close(master)
     os.close(slave)
+    assert left == as_it_was, "the terminal is not as it was"
     return process.exitcode or 0, shown.decode(errors="replace").replace("\r\n", "\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,31 @@ def test_a_terminal_takes_several_lines_and_keeps_what_is_typed_ahead() -> None:
     assert code == 0, shown
     assert "> What is\non the screen now?\n" in shown, "asked as one question"
     assert "error: unknown command /nonsense" in shown
+
+
+@pytest.mark.parametrize("way", ["chat", "stream"])
+def test_what_is_typed_while_it_loads_and_watches_is_hidden_and_answered(way: str) -> None:
+    last = "/exit\n" if way == "chat" else "\n"
+    arguments = CLIP if way == "chat" else ("stream", *CLIP[2:])
+    code, shown = type_to(*arguments, typed=f"/history\nWas there a red circle?\n{last}", ahead=False)
+    assert code == 0, shown
+    if way == "chat":
+        assert "/history" not in shown.split("\n> ", 1)[0], "hidden before the prompt"
+    else:
+        assert "/history" not in shown.replace("unknown command /history", "")
+        assert shown.count("Was there a red circle?") == 1, "with its answer, and nowhere else"
+        assert "ask> " in shown
+
+
+@pytest.mark.parametrize(
+    ("way", "typed", "number", "code"),
+    [("", "\x03", 0, 130), ("", "", signal.SIGTERM, 143), ("--end=13 --every=0", "", 0, 2), ("--kv-budget=3", "", 0, 4)],
+)
+def test_the_terminal_is_as_it_was_after_every_end(way: str, typed: str, number: int, code: int) -> None:
+    arguments = ("stream", CLIP[2], "--live", "--ask", "q", *way.split())
+    assert type_to(*arguments, typed=typed, ahead=False, number=number)[0] == code
+    if not way:
+        assert type_to(*CLIP, typed=typed, ahead=False, number=number)[0] == code
 
 
 def test_completion_knows_commands_paths_and_policies(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from edgemllm.cli.groups import grouped
 from edgemllm.commands import options
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.terminal import no_echo
 
 
 @grouped()
@@ -26,6 +28,8 @@ def chat(
 
     Without a question: a conversation on a terminal (/help), otherwise one question or /command a line from standard input.
     """
-    from edgemllm.commands.chat import command
+    with Interrupts() as interrupts, no_echo() as echo:  # before anything slow is imported
+        from edgemllm.commands.chat import command
 
-    command.chat(questions or [], video, image, clip, size, run, reply, output, screen, dry_run)
+        display = screen.display(echo)
+        command.chat(questions or [], video, image, clip, size, run, reply, output, display, dry_run, interrupts)

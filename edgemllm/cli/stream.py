@@ -13,6 +13,7 @@ from edgemllm.cli.help import Command
 from edgemllm.commands import options
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.stream.options import FeedOptions, QuestionOptions, SessionOptions, SubtitleOptions
+from edgemllm.commands.terminal import no_echo
 
 StreamSource = Annotated[
     str,
@@ -66,9 +67,10 @@ def stream(
 
     Lines typed or piped meanwhile are questions about everything seen so far; /help lists further commands.
     """
-    with Interrupts(saves=True) as interrupts:  # before anything slow is imported
+    with Interrupts(saves=True) as interrupts, no_echo() as echo:  # before anything slow is imported
         from edgemllm.commands.stream import command
 
-        command.stream(source, questions, clip, size, feed, kept, run, reply, output, subtitles, screen, dry_run, interrupts)
+        display = screen.display(echo)
+        command.stream(source, questions, clip, size, feed, kept, run, reply, output, subtitles, display, dry_run, interrupts)
     if interrupts.code:
         raise typer.Exit(interrupts.code)

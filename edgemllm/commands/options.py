@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -200,9 +201,9 @@ class ScreenOptions:
     verbose: Verbose = False
     progress: Annotated[str, option("--progress", help="auto, plain or none.", panel=OUTPUT)] = "auto"
 
-    def display(self) -> Display:
-        """Return the live line. Raises UsageError for an unknown mode."""
-        return Display("none" if self.quiet else self.progress)
+    def display(self, echo: Callable[[bool], None] = lambda shown: None) -> Display:
+        """Return the live line; `echo` switches the terminal's. Raises UsageError for an unknown mode."""
+        return Display("none" if self.quiet else self.progress, echo=echo)
 
 
 Videos = Annotated[list[str], option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]

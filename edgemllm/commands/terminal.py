@@ -1,20 +1,20 @@
-"""The terminal's echo: what is typed while an answer is written must not land in it."""
+"""The terminal's echo: what is typed while a model loads, watches or answers must not land in what is drawn."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
-def no_echo(stream: Any = None) -> Iterator[None]:
+def no_echo(stream: Any = None) -> Iterator[Callable[[bool], None]]:
     """Keep what is typed off the screen; it waits in the terminal as the next input.
 
-    Nothing happens where standard input is no terminal, or belongs to another job: changing it would stop this one. The
-    echo comes back however the block ends.
+    What this gives switches the echo on, for a prompt, and off again. Nothing happens where standard input is no terminal,
+    or belongs to another job: changing it would stop this one. The echo comes back however the block ends.
     """
     try:
         import termios
@@ -22,18 +22,18 @@ def no_echo(stream: Any = None) -> Iterator[None]:
         terminal = (stream or sys.stdin).fileno()
         before = termios.tcgetattr(terminal)
     except (ImportError, AttributeError, OSError, ValueError, termios.error):
-        yield
+        yield lambda shown: None
         return
     silent = [*before]
     silent[3] &= ~termios.ECHO
 
-    def become(state: list[Any]) -> None:
+    def switch(shown: bool) -> None:
         with contextlib.suppress(OSError, termios.error):  # the terminal has gone
             if os.tcgetpgrp(terminal) == os.getpgrp():
-                termios.tcsetattr(terminal, termios.TCSADRAIN, state)
+                termios.tcsetattr(terminal, termios.TCSADRAIN, before if shown else silent)
 
-    become(silent)
     try:
-        yield
+        switch(False)
+        yield switch
     finally:
-        become(before)
+        switch(True)

@@ -13,6 +13,7 @@ from edgemllm.commands.chat.repl import converse
 from edgemllm.commands.chat.run import Chat
 from edgemllm.commands.chat.slash import answer_all
 from edgemllm.commands.estimate import TURN_TOKENS, question_tokens
+from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
 from edgemllm.launch import prepare
@@ -20,6 +21,7 @@ from edgemllm.media.detail import Detail
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
+from edgemllm.screen import Display
 
 
 def chat(
@@ -31,13 +33,13 @@ def chat(
     run: options.RequestOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
-    screen: options.ScreenOptions,
+    display: Display,
     dry_run: bool,
+    interrupts: Interrupts,
 ) -> None:
     """Run the command."""
     if any(not question.strip() for question in questions):
         raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
-    display = screen.display()
     sources = [Video.open(video, **clip.of()) for video in videos]
     detail = size.detail()
     request = run.request(system=reply.system, detail=detail)
@@ -45,7 +47,7 @@ def chat(
     if dry_run:
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
-    chat = Chat(launch, display, sampling, output.events("chat"))
+    chat = Chat(launch, display, sampling, output.events("chat"), interrupts)
     if not questions and sys.stdin.isatty():
         chat.go(sources, images, functools.partial(converse, chat))
         return

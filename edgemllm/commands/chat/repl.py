@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from edgemllm import policies
 from edgemllm.commands.chat.slash import COMMANDS, take
-from edgemllm.commands.terminal import no_echo
 from edgemllm.errors import EdgeError
 
 if TYPE_CHECKING:
     from edgemllm.commands.chat.run import Chat
-    from edgemllm.commands.interrupts import Interrupts
 
 QUOTES = '"""'
 
 
-def converse(chat: Chat, interrupts: Interrupts) -> None:
+def converse(chat: Chat) -> None:
     """Read questions and commands until the end of input.
 
     What is typed while an answer is written is not echoed, and is the next input.
     """
+    interrupts, echo = chat.interrupts, chat.display.echo
     _line_editing()
     chat.display.say("ask about what you have shown; /help lists the commands")
     while True:
         interrupts.session = None  # at the prompt Ctrl-C interrupts the reading, not the session
         interrupts.code = 0
         try:
+            echo(True)
             line = _read()
         except EOFError:
             print()
@@ -37,10 +37,11 @@ def converse(chat: Chat, interrupts: Interrupts) -> None:
         except KeyboardInterrupt:
             print("\n(/exit or Ctrl-D ends)")
             continue
+        finally:
+            echo(False)
         interrupts.session = chat.session
         try:
-            with no_echo():
-                take(chat, line)
+            take(chat, line)
         except EOFError:  # /exit
             return
         except EdgeError as error:

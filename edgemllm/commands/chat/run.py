@@ -12,7 +12,6 @@ import typer
 
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.terminal import no_echo
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
@@ -27,34 +26,30 @@ from edgemllm.session import FRAMES_AT_ONCE, Session
 class Chat:
     """Watches, answers and reports."""
 
-    def __init__(self, launch: Launch, display: Display, sampling: Sampling, events: Events) -> None:
-        self.launch, self.display, self.sampling, self.events = launch, display, sampling, events
+    def __init__(self, launch: Launch, display: Display, sampling: Sampling, events: Events, interrupts: Interrupts) -> None:
+        self.launch, self.display, self.sampling, self.events, self.interrupts = launch, display, sampling, events, interrupts
         self.turns: list[dict[str, Any]] = []
         self.forgotten = 0
         """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
         self.video: Video | None = None
         self.session: Session
 
-    def go(self, videos: Sequence[Video], images: Sequence[str], talk: Callable[[Interrupts], None] | None) -> None:
+    def go(self, videos: Sequence[Video], images: Sequence[str], talk: Callable[[], None] | None) -> None:
         """Load, look and `talk`, and close the output whatever happens; with None, nobody is there to ask."""
-        with Interrupts() as interrupts:
-            self.events.event("start", **self.launch.describe())
-            self.events.event("plan", **self.launch.plan.as_json())
-            with no_echo():
-                self.session = self.launch.open(self.display.step)
-            self.display.device = self.launch.device
-            interrupts.session = self.session
-            try:
-                if talk is not None:
-                    with no_echo():
-                        self.look(videos, images)
-                    talk(interrupts)
-                self.close(interrupts.code)
-            except EdgeError as error:
-                self.close(error.exit_code)
-                raise
-        if interrupts.code:
-            raise typer.Exit(interrupts.code)
+        self.events.event("start", **self.launch.describe())
+        self.events.event("plan", **self.launch.plan.as_json())
+        self.session = self.interrupts.session = self.launch.open(self.display.step)
+        self.display.device = self.launch.device
+        try:
+            if talk is not None:
+                self.look(videos, images)
+                talk()
+            self.close(self.interrupts.code)
+        except EdgeError as error:
+            self.close(error.exit_code)
+            raise
+        if self.interrupts.code:
+            raise typer.Exit(self.interrupts.code)
 
     def look(self, videos: Sequence[Video], images: Sequence[str]) -> None:
         """Show the media of the command line."""

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from edgemllm import policies, session_file
 from edgemllm.commands.chat.run import Chat
-from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.terminal import no_echo
 from edgemllm.errors import UsageError, nearest
 from edgemllm.launch import prepare
 from edgemllm.media.images import read_image
@@ -33,14 +31,14 @@ class Slash:
     help: str
 
 
-def answer_all(chat: Chat, lines: Iterable[str], interrupts: Interrupts) -> None:
+def answer_all(chat: Chat, lines: Iterable[str]) -> None:
     """Answer one question, or obey one /command, after the other until /exit or a signal."""
-    with contextlib.suppress(EOFError), no_echo():  # EOFError: /exit
+    with contextlib.suppress(EOFError):  # EOFError: /exit
         for line in lines:
-            if interrupts.asked():
+            if chat.interrupts.asked():
                 break
             take(chat, line)
-            interrupts.session = chat.session
+            chat.interrupts.session = chat.session
 
 
 def take(chat: Chat, line: str) -> None:

@@ -42,12 +42,11 @@ def stream(
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     subtitles: SubtitleOptions,
-    screen: options.ScreenOptions,
+    display: Display,
     dry_run: bool,
     interrupts: Interrupts,
 ) -> None:
     """Run the command until the source ends or `interrupts` end it."""
-    display = screen.display()
     out = answers_as(output.json, output.jsonl, subtitles.srt, subtitles.vtt)
     schedule = questions.schedule()
     watched = Source(source, **clip.of(), live=feed.live, retries=feed.retries, timeout=feed.silence)
@@ -132,7 +131,7 @@ def _lines(source: str, display: Display) -> TypedLines | None:
         return None
     lines = TypedLines(sys.stdin)
     if lines.interactive:
-        display.say("type a question at any time; /help lists the commands")
+        display.say("type a question at any time (Enter alone opens a prompt that shows it); /help lists the commands")
     return lines
 
 

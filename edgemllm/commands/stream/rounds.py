@@ -8,7 +8,6 @@ from typing import Any
 
 from edgemllm.commands.stream.answers import Answers
 from edgemllm.commands.stream.schedule import Schedule
-from edgemllm.commands.terminal import no_echo
 from edgemllm.launch import out_of_memory
 from edgemllm.models.chat import Sampling
 from edgemllm.screen import Display, remembered
@@ -66,17 +65,17 @@ class Rounds:
         self.display.hold()
         self.out.ask(question, seconds)
         answer = ""
-        with no_echo(), out_of_memory():
+        with out_of_memory():
             for piece in self.session.ask(question, self.sampling):
                 if self.stopping():
                     self.session.stop()
                 piece = piece if answer else piece.lstrip()
                 answer += piece
                 self.out.piece(piece)
-        self.display.resume()
         stopped = self.session.stopped
         if not stopped:
             del self.waiting[0]
             self.answers += 1
         self.out.answer(question, answer.strip(), seconds, self.session.kv(), stopped)
         self.display.say(f"  [{remembered(self.session)}]")
+        self.display.resume()

@@ -32,7 +32,7 @@ a line        a question about everything seen so far
 /stats        the cache, memory and speed; which seconds of the stream are still remembered
 /save [FILE]  write the session to one file (default: that of --save)
 /exit         end in order (also Ctrl-C)
-an empty line stops the meter until the next line, so that it does not draw over what you type"""
+what you type is hidden; an empty line stops the meter, and shows the next line while you type it"""
 
 
 @dataclass
@@ -219,9 +219,9 @@ class Stream:
         line = self.lines.take() if self.lines and (self.session.cache.seen or self.feed.done) else None
         if line is None:
             return False
-        self.display.resume()
+        self.display.close_prompt()
         if not line:
-            self.display.pause("ask> ")
+            self.display.open_prompt("ask> ")
         elif line.startswith("/"):
             self._command(line)
         else:
