@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,21 +20,58 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["edgemllm.cli.main", "edgemllm.commands.chat.run", "edgemllm.models.loading"])
 
 
-def run(
-    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """`edgemllm ARGUMENTS` with no settings but those of `environment`."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("in", "out", "err")]
-        files[0].write_text(stdin or "")
-        process = _server.Process(target=_command, args=(arguments, files, cwd or Path.cwd(), {**clean, **environment}))
-        process.start()
-        process.join(WAITING)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{' '.join(arguments)}: not done after {WAITING} s\n{files[2].read_text()}")
-        return subprocess.CompletedProcess(arguments, process.exitcode, files[1].read_text(), files[2].read_text())
+class Running:
+    """A command that runs: what it has written so far, and how it ends."""
+
+    def __init__(self, arguments: tuple[str, ...], stdin: str, cwd: Path | None, environment: dict[str, str]) -> None:
+        self.arguments = arguments
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = files = [Path(self._folder.name, name) for name in ("in", "out", "err")]
+        for file, text in zip(files, (stdin, "", ""), strict=True):
+            file.write_text(text)
+        self.process = _server.Process(target=_command, args=(arguments, files, cwd or Path.cwd(), {**clean, **environment}))
+        self.process.start()
+
+    @property
+    def stdout(self) -> str:
+        return self._files[1].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._files[2].read_text()
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until it has written `words` to stderr."""
+        ends = time.monotonic() + WAITING
+        while words not in self.stderr:
+            waiting = self.process.is_alive() and time.monotonic() < ends
+            assert waiting or words in self.stderr, f"no {words!r}: {self.stderr}"
+            time.sleep(0.02)
+
+    def end(self, seconds: float = WAITING) -> subprocess.CompletedProcess[str]:
+        """Wait for its end. Raises TimeoutError, and kills it, after `seconds`."""
+        self.process.join(seconds)
+        with self._folder:
+            if self.process.exitcode is None:
+                self.process.kill()
+                raise TimeoutError(f"{' '.join(self.arguments)}: not done after {seconds} s\n{self.stderr}")
+            return subprocess.CompletedProcess(self.arguments, self.process.exitcode, self.stdout, self.stderr)
+
+
+def start(*arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> Running:
+    """Begin `edgemllm ARGUMENTS` with no settings but those of `environment`."""
+    return Running(arguments, stdin, cwd, environment)
+
+
+def run(*arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `edgemllm ARGUMENTS` to its end."""
+    return start(*arguments, stdin=stdin, cwd=cwd, **environment).end()
 
 
 def type_to(*arguments: str, typed: str, ahead: bool = True, number: int = 0) -> tuple[int, str]:
@@ -87,8 +125,9 @@ def _command(arguments: tuple[str, ...], files: list[Path], cwd: Path, environme
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    os.dup2(os.open(files[1], os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(os.open(files[2], os.O_WRONLY | os.O_CREAT), 2)
+    os.dup2(os.open(files[1], os.O_WRONLY), 1)
+    os.dup2(os.open(files[2], os.O_WRONLY), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores Ctrl-C
     sys.argv = ["edgemllm", *arguments]
     with files[0].open() as sys.stdin:
         from edgemllm.cli.main import main

@@ -32,6 +32,13 @@ def test_a_command_in_a_pipe_is_obeyed(tmp_path: Path) -> None:
         assert words in done.stderr
 
 
+def test_a_video_of_the_conversation_is_sampled_as_the_command_line_says() -> None:
+    done = run("chat", "--fps", "2", "--max-frames", "5", "--end", "3", "--json", stdin=f"/video {CLIP[2]}\n/exit\n")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["video"]["frames_seen"] == 5, "spread over the whole video"
+    assert "spread evenly by --max-frames 5" in done.stderr
+
+
 def test_an_unknown_command_in_a_pipe_is_refused_and_no_question() -> None:
     done = run(*CLIP, "-q", stdin="/stast\n")
     assert done.returncode == 2

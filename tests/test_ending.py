@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from command import start
+from typer.testing import CliRunner
 
+from edgemllm.cli.main import app
+from edgemllm.media.frame import Frame
 from edgemllm.models.loading import DEMO
+from edgemllm.session import Session
 
 LECTURE = str(DEMO / "lecture.mp4")
 FAILING = """
@@ -88,6 +96,8 @@ def test_a_run_ends_soon_after_its_model_has_failed(way: str, tmp_path: Path) ->
     ("arguments", "number", "code"),
     [
         (("chat", "hi", "--video"), signal.SIGINT, 130),
+        (("chat", "--json"), signal.SIGINT, 130),
+        (("chat", "--json"), signal.SIGTERM, 143),
         (("stream",), signal.SIGTERM, 143),
         (("perplexity", "--text"), signal.SIGINT, 130),
         (("stream", "--timeout", "3s"), None, 6),
@@ -98,19 +108,48 @@ def test_a_pipe_that_nobody_writes_to_is_reported_and_holds_nothing_up(
 ) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgemllm", *arguments, str(fifo)],
-        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        assert process.stderr is not None
-        assert any(line.startswith("waiting for ") for line in process.stderr)
-        if number is not None:
-            process.send_signal(number)
-        process.communicate(timeout=ENDED_S)
-    finally:
-        process.kill()
-    assert process.returncode == code
+    in_a_question = arguments == ("chat", "--json")
+    running = start(*arguments, *([] if in_a_question else [str(fifo)]), stdin=f"/video {fifo}\n" if in_a_question else "")
+    running.wait_for("waiting for ")
+    if number is not None:
+        running.send(number)
+    done = running.end(ENDED_S)
+    assert done.returncode == code, done.stderr
+    if in_a_question:
+        assert json.loads(done.stdout)["turns"] == [], "one signal ends it in order"
+
+
+def test_one_ctrl_c_ends_a_video_whose_pipe_stalls_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, fifo = tmp_path / "clip.mkv", tmp_path / "fifo"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(100):
+        writer.write(np.full((48, 64, 3), number, np.uint8))
+    writer.release()
+    os.mkfifo(fifo)
+    over = threading.Event()
+
+    def pipe() -> None:
+        with open(fifo, "wb", buffering=0) as end:
+            end.write(clip.read_bytes())
+            over.wait(3 * ENDED_S)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        if not over.wait(ENDED_S):
+            os.kill(os.getpid(), signal.SIGINT)  # where one is not enough: the test fails, and ends
+
+    see = Session.see
+
+    def watched(session: Session, frames: list[Frame], interval: float | None = None) -> None:
+        see(session, frames, interval)
+        if session.meter.frames == 16:  # of 20
+            threading.Timer(1, interrupt).start()
+
+    monkeypatch.setattr(Session, "see", watched)
+    threading.Thread(target=pipe, daemon=True).start()
+    done = CliRunner().invoke(app, ["chat", "--video", str(fifo), "--json", "hi"])
+    over.set()
+    assert done.exit_code == 130, done.stderr
+    result = json.loads(done.stdout)
+    assert result["turns"] == []
+    assert result["video"]["frames_seen"] >= 16

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from edgemllm.session import Session
+
+
+T = TypeVar("T")
 
 
 class Interrupts:
@@ -30,6 +34,18 @@ class Interrupts:
         """Whether SIGUSR1 came since this was last called."""
         wanted, self._wanted = self._wanted, False
         return wanted
+
+    def wait(self, call: Callable[[], T]) -> T | None:
+        """Return what `call` does, which may wait for others; None as soon as a signal comes: nothing is to be finished."""
+        session, self.session = self.session, None
+        try:
+            return None if self.code else call()
+        except (KeyboardInterrupt, SystemExit):
+            if not self.code:
+                raise
+            return None
+        finally:
+            self.session = session
 
     def __enter__(self) -> Interrupts:
         try:

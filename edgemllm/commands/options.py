@@ -131,7 +131,11 @@ class ClipOptions:
         """Return them as keywords of `Video.open` and `Source`, times in seconds."""
         start = parse_time(self.start) if self.start else 0.0
         end = parse_time(self.end) if self.end else None
-        return {"fps": self.fps, "max_frames": self.max_frames, "start": start, "end": end}
+        return {**self.sampling(), "start": start, "end": end}
+
+    def sampling(self) -> dict[str, Any]:
+        """Return what applies to other videos too: how densely they are sampled, without the span."""
+        return {"fps": self.fps, "max_frames": self.max_frames}
 
 
 @dataclass(frozen=True)

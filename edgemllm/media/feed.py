@@ -67,6 +67,8 @@ class Feed:
     """Stop there, where the reader does not do it."""
     full_batches: bool = False
     """`take` waits for as many frames as it was asked for, so that batches do not depend on the speed of the machine."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether an iteration is to end, also while it waits for a reader that brings nothing."""
 
     def __post_init__(self) -> None:
         self.dropped = self.missed = 0
@@ -111,7 +113,7 @@ class Feed:
     def __iter__(self) -> Iterator[Frame]:
         """Every frame of a recording, decoded while the model works on those before it. Raises what the reader raised."""
         try:
-            while not self.done:
+            while not (self.done or self.stopping()):
                 yield from self.take(self.size, wait_s=1.0)
         finally:
             self.close()

@@ -47,7 +47,7 @@ def chat(
     if dry_run:
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
-    chat = Chat(launch, display, sampling, output.events("chat"), interrupts)
+    chat = Chat(launch, display, sampling, output.events("chat"), interrupts, clip.sampling())
     if not questions and sys.stdin.isatty():
         chat.go(sources, images, functools.partial(converse, chat))
         return

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import typer
@@ -23,16 +24,22 @@ from edgemllm.screen import Display, remembered
 from edgemllm.session import FRAMES_AT_ONCE, Session
 
 
+@dataclass
 class Chat:
     """Watches, answers and reports."""
 
-    def __init__(self, launch: Launch, display: Display, sampling: Sampling, events: Events, interrupts: Interrupts) -> None:
-        self.launch, self.display, self.sampling, self.events, self.interrupts = launch, display, sampling, events, interrupts
-        self.turns: list[dict[str, Any]] = []
-        self.forgotten = 0
-        """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
-        self.video: Video | None = None
-        self.session: Session
+    launch: Launch
+    display: Display
+    sampling: Sampling
+    events: Events
+    interrupts: Interrupts
+    clip: dict[str, Any] = field(default_factory=dict)
+    """How a video that is opened on the way is sampled: keywords of `Video.open`."""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    forgotten: int = 0
+    """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
+    video: Video | None = None
+    session: Session = field(init=False)
 
     def go(self, videos: Sequence[Video], images: Sequence[str], talk: Callable[[], None] | None) -> None:
         """Load, look and `talk`, and close the output whatever happens; with None, nobody is there to ask."""
@@ -57,13 +64,17 @@ class Chat:
             with out_of_memory():
                 self.session.show(read_image(path))
         for video in videos:
-            self.watch(video)
+            if self.interrupts.asked():
+                self.display.say(f"{video.path}: not watched")
+            else:
+                self.watch(video)
 
     def watch(self, video: Video) -> None:
         """Show one video, decoded ahead of the model by a thread, and say how much of it was seen."""
         self.video = video
         self.display.expected = video.expected
-        with Feed(video, FRAMES_AT_ONCE, full_batches=True) as feed, out_of_memory():
+        feed = Feed(video, FRAMES_AT_ONCE, full_batches=True, stopping=self.interrupts.asked)
+        with feed, out_of_memory():
             video.frames_seen = self.session.watch(feed)
         self.display.expected = None
         self.display.say(f"{video.path}: {video.describe()}")

@@ -34,9 +34,8 @@ class Slash:
 def answer_all(chat: Chat, lines: Iterable[str]) -> None:
     """Answer one question, or obey one /command, after the other until /exit or a signal."""
     with contextlib.suppress(EOFError):  # EOFError: /exit
-        for line in lines:
-            if chat.interrupts.asked():
-                break
+        remaining = iter(lines)
+        while (line := chat.interrupts.wait(lambda: next(remaining, None))) is not None:
             take(chat, line)
             chat.interrupts.session = chat.session
 
@@ -63,11 +62,15 @@ def obey(chat: Chat, line: str) -> None:
 
 
 def _video(chat: Chat, path: str) -> None:
-    chat.watch(Video.open(path))
+    video = chat.interrupts.wait(lambda: Video.open(path, **chat.clip))
+    if video is not None:
+        chat.watch(video)
 
 
 def _image(chat: Chat, path: str) -> None:
-    chat.session.show(read_image(path))
+    image = chat.interrupts.wait(lambda: read_image(path))
+    if image is not None:
+        chat.session.show(image)
 
 
 def _stats(chat: Chat, _: str) -> None:
