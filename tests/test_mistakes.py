@@ -106,6 +106,24 @@ def test_an_option_that_nobody_typed_names_its_source(place: str, tmp_path: Path
     assert place in done.stderr
 
 
+@pytest.mark.parametrize("name", ["video", "model", "kv-budget"])
+def test_an_empty_value_that_nobody_typed_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    variable = f"EDGEMLLM_{name.replace('-', '_').upper()}"
+    Path("edgemllm.toml").write_text(f'{name} = ""\nsystem = ""\n')
+    done = CliRunner().invoke(app, ["chat", "hi"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 2)
+    assert done.stderr.startswith(f"error: the value of --{name} is empty (in edgemllm.toml)")
+    Path("edgemllm.toml").write_text('[chat]\nimage = ["here.png", ""]\n')
+    assert "--image is empty" in CliRunner().invoke(app, ["chat", "hi"]).stderr
+    Path("edgemllm.toml").unlink()
+    done = CliRunner().invoke(app, ["chat", "hi"], env={variable: ""})
+    assert done.exit_code == 2
+    assert f"--{name} is empty ({variable}= in the environment)" in done.stderr
+    typed = CliRunner().invoke(app, ["chat", "hi", f"--{name}", "none"], env={variable: "", "EDGEMLLM_SYSTEM": ""})
+    assert "is empty" not in typed.stderr, "what is typed comes first"
+
+
 def test_a_conversation_survives_any_line(tmp_path: Path) -> None:
     """Of a terminal: paths that are too long, and bytes that are not UTF-8."""
     import pty

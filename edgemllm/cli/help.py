@@ -71,7 +71,9 @@ class Command(TyperCommand):
             if equals and not value and name not in MAY_BE_EMPTY:
                 what = f"the value of {name}" if name.startswith("-") else "an argument"
                 raise UsageError(f"{what} is empty", "is a variable not set?")
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        usage.refuse_empty(ctx, MAY_BE_EMPTY)
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write every panel, in the order of its first option."""

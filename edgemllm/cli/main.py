@@ -125,9 +125,11 @@ def root(
 ) -> None:
     """Chat with hours of video and text in a KV cache of fixed size."""
     commands = ctx.command.commands  # type: ignore[attr-defined]
-    ctx.default_map = defaults_from_files(
-        {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
-    )
+    found = defaults_from_files({name: {parameter.name for parameter in command.params} for name, command in commands.items()})
+    for name, values in found.items():
+        repeatable = {parameter.name for parameter in commands[name].params if getattr(parameter, "multiple", False)}
+        values.update({key: [value] for key, value in values.items() if key in repeatable and isinstance(value, str)})
+    ctx.default_map = found
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgemllm.cli import config
@@ -56,6 +56,22 @@ def origins(context: Any, message: str) -> str:
         if (named or quoted) and (origin := _origin(context, parameter)):
             found.append(f"; {flag}{origin}")
     return "".join(found)
+
+
+def refuse_empty(context: Any, allowed: Sequence[str]) -> None:
+    """Raise UsageError for an empty value of a configuration file or the environment, which click takes as none, or as "."."""
+    for parameter in context.command.params:
+        if parameter.opts[0] in allowed or getattr(parameter, "is_flag", False):
+            continue
+        source = getattr(context.get_parameter_source(parameter.name), "name", "")
+        path, value = config.written(context.info_name, parameter.name) if source == "DEFAULT_MAP" else (None, None)
+        if source != "COMMANDLINE" and parameter.envvar and os.environ.get(parameter.envvar) == "":
+            where = f"{parameter.envvar}= in the environment"
+        elif value == "" or (isinstance(value, list) and "" in value):
+            where = f"in {path}"
+        else:
+            continue
+        raise UsageError(f"the value of {parameter.opts[0]} is empty ({where})", "give it a value, or remove it")
 
 
 def _origin(context: Any, parameter: Any) -> str:
