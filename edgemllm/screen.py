@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 HERTZ = 4
 PLAIN_SECONDS = 5.0
 BAR = 10
+IN_USE = {"host": "machine", "unified": "machine, unified", "discrete": "GPU"}
+"""Whose memory the line shows, by kind: what all programs together have in use."""
 
 
 class Display:
@@ -125,7 +127,7 @@ def status(session: Session, device: str, expected: int | None = None) -> str:
     full = min(BAR, round(BAR * kept / budget)) if budget else 0
     bar = f" {'▮' * full}{'▯' * (BAR - full)}" if budget else ""
     here = memory.probe(device)
-    kind = " unified" if here.kind == "unified" else ""
+    in_use = f"{IN_USE[here.kind]} {human_bytes(here.used_bytes)}/{human_bytes(here.total_bytes)}"
     rates = meter.rates()
     speed = f"{rates['decode_tps']:.1f} tok/s" if meter.decode_tokens else f"{rates['prefill_tps']:.0f} tok/s in"
     left_out = [f"{name} {count}" for name, count in (("skipped", meter.skipped), ("dropped", meter.dropped)) if count]
@@ -133,7 +135,7 @@ def status(session: Session, device: str, expected: int | None = None) -> str:
     frames += (f" ({', '.join(left_out)})" if left_out else "") + ("  " if meter.frames else "")
     return (
         f"{clock(meter.video_s)}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
-        f"evicted {kv['evicted_tokens']}  mem {human_bytes(here.used_bytes)}/{human_bytes(here.total_bytes)}{kind}  {speed}"
+        f"evicted {kv['evicted_tokens']}  {in_use}  {speed}"
     )
 
 

@@ -113,6 +113,7 @@ def test_text_answers_are_three_fields_and_stats_draw_the_strip() -> None:
     assert {fields[1] for fields in lines} == {"Was there a red circle?", "Which shapes were red?"}
     assert "00:00:00 |" in done.stderr
     assert "▮" in done.stderr
+    assert "  machine " in done.stderr
 
 
 def test_json_is_one_object() -> None:

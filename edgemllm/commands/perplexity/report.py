@@ -151,7 +151,7 @@ def course(run: Run) -> str:
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """A row a run."""
     rows: list[tuple[str, ...]] = [
-        ("policy", "tokens", "perplexity", "last 10 %", "bits/byte", "kv tokens", "kv bytes", "chunk", "tok/s")
+        ("policy", "tokens", "perplexity", "last 10%", "bits/byte", "kv tokens", "kv bytes", "chunk", "tok/s")
     ]
     for run in runs:
         kv = run["kv"]
