@@ -98,7 +98,7 @@ class Launch:
         return session
 
     def describe(self) -> dict[str, Any]:
-        """The fields every run's JSON begins with."""
+        """Return the fields every run's JSON begins with."""
         return {
             "model": self.request.model,
             "profile": self.profile.name,
@@ -133,7 +133,7 @@ def decide(
     plan_only: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Launch:
-    """As `prepare`, but without the search for a smaller model where no setting makes this one fit."""
+    """Do as `prepare`, but without the search for a smaller model where no setting makes this one fit."""
     from edgemllm.models import loading
     from edgemllm.session import FRAMES_AT_ONCE
 
@@ -169,14 +169,14 @@ def decide(
 
 
 def _machine(request: Request, profile: DeviceProfile, elsewhere: bool) -> tuple[str, str, memory.Memory]:
-    """Device, dtype and free memory: a plan for another machine takes that machine's word, a run takes what is here."""
+    """Return device, dtype and free memory: a plan for another machine takes that machine's word, a run takes what is here."""
     device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     free = profile.idle_memory() if elsewhere else memory.probe(device)
     return device, _dtype(request.dtype, profile, device), free
 
 
 def _check(request: Request) -> None:
-    """UsageError for a word that no option knows."""
+    """Raise UsageError for a word that no option knows."""
     for name, value, choices in (
         ("quant", request.quant, QUANTISATIONS), ("dtype", request.dtype, DTYPES), ("device", request.device, DEVICES),
     ):  # fmt: skip
@@ -187,7 +187,7 @@ def _check(request: Request) -> None:
 
 
 def _quant(request: Request, checkpoint: Checkpoint, profile: DeviceProfile) -> str:
-    """How to quantise the weights; none for a checkpoint that was quantised beforehand."""
+    """Return how to quantise the weights; none for a checkpoint that was quantised beforehand."""
     if checkpoint.prequantised_with:
         if request.quant not in ("auto", "none"):
             raise UsageError(
@@ -201,7 +201,7 @@ def _quant(request: Request, checkpoint: Checkpoint, profile: DeviceProfile) -> 
 
 
 def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) -> int:
-    """The chunk asked for, or the profile's as far as a budget of `slots` tokens a layer takes it."""
+    """Return the chunk asked for, or the profile's as far as a budget of `slots` tokens a layer takes it."""
     if slots is None:
         return case.chunk
     if request.chunk is None:
@@ -211,7 +211,7 @@ def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) ->
 
 
 def _smaller_model(launch: Launch, plan_only: bool) -> str:
-    """What to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
+    """Return what to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
     spec = launch.checkpoint.spec
     for name in shipped.smaller(spec.parameters, spec.vision is not None):
         smaller = replace(launch.request, model=shipped.architecture(name), detail=ANY)

@@ -42,7 +42,7 @@ class Display:
         self._live: Live | None = None
 
     def step(self, session: Session) -> None:
-        """Called after every forward pass."""
+        """Show the session; called after every forward pass."""
         self.update(lambda: status(session, self.device, self.expected))
 
     def update(self, line: Callable[[], str]) -> None:
@@ -59,8 +59,8 @@ class Display:
 
         self._start().update(Text(text, style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    def tell(self, text: str) -> None:
-        """Lines that were asked for: shown in every mode."""
+    def report(self, text: str) -> None:
+        """Print lines that were asked for, in every mode."""
         self.clear()
         print(text, file=sys.stderr, flush=True)
 
@@ -96,7 +96,7 @@ class Display:
             self._live = None
 
     def say(self, text: str) -> None:
-        """A line of our own on stderr."""
+        """Print a line of our own on stderr, unless the mode is none."""
         self.clear()
         if self.mode != "none":
             print(text, file=sys.stderr, flush=True)
@@ -112,7 +112,7 @@ class Display:
 
 
 def _same_file(one: TextIO, other: TextIO) -> bool:
-    """Whether both end up in one place, as after `2>&1`."""
+    """Return whether both end up in one place, as after `2>&1`."""
     try:
         return os.path.sameopenfile(one.fileno(), other.fileno())
     except (OSError, ValueError):  # replaced by an embedding program
@@ -120,7 +120,7 @@ def _same_file(one: TextIO, other: TextIO) -> bool:
 
 
 def status(session: Session, device: str, expected: int | None = None) -> str:
-    """One line: where we are, what the cache holds, what memory and speed are."""
+    """Return one line: where we are, what the cache holds, what memory and speed are."""
     kv, meter = session.kv(), session.meter
     budget = kv["budget_tokens"]
     kept = round(kv["tokens"])
@@ -140,7 +140,7 @@ def status(session: Session, device: str, expected: int | None = None) -> str:
 
 
 def remembered(session: Session) -> str:
-    """What eviction has cost: tokens dropped, and which part of the video is still, at least partly, in the cache."""
+    """Return what eviction has cost: tokens dropped, and which part of the video is still, at least partly, in the cache."""
     kv = session.kv()
     if not kv["evicted_tokens"]:
         return f"nothing evicted: all {kv['seen_tokens']} tokens are in the cache"
@@ -157,7 +157,7 @@ def remembered(session: Session) -> str:
 
 
 def budget_change(run: Mapping[str, Any], session: Session) -> str:
-    """A clause for a session that was loaded into one of another KV budget; empty where it is the same."""
+    """Return a clause for a session that was loaded into one of another KV budget; empty where it is the same."""
     saved = run.get("kv_budget")
     if saved == session.budget:
         return ""
@@ -166,7 +166,7 @@ def budget_change(run: Mapping[str, Any], session: Session) -> str:
 
 
 def strip(session: Session, width: int = 60) -> str:
-    """The video as a row of blocks, from empty to full by the share of its frames still in the cache."""
+    """Return the video as a row of blocks, from empty to full by the share of its frames still in the cache."""
     times: Any = session.cache.remembered_times()
     length = session.meter.video_s
     if not session.meter.frames or length <= 0:

@@ -206,7 +206,7 @@ def test_a_growing_folder_brings_each_image_once_and_waits_for_half_written_ones
     assert [frame.time for frame in frames] == [0.0, 0.5, 1.0, 1.5]
     assert folder.damaged == 1
     again = GrowingFolder(str(tmp_path), fps=2.0, timeout=0.3)
-    again.go_on_after("frame_11.png", 2)
+    again.continue_after("frame_11.png", 2)
     assert [(frame.name, frame.index) for frame in again] == [("frame_12.png", 3)]
 
 

@@ -11,13 +11,13 @@ from edgemllm.errors import UsageError, nearest, opening
 
 
 def config_files() -> list[Path]:
-    """`./edgemllm.toml` and the user's, the first of them wins."""
+    """Return `./edgemllm.toml` and the user's, where they exist; the first of them wins."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [path for path in (Path("edgemllm.toml"), home / "edgemllm" / "config.toml") if path.is_file()]
 
 
 def defaults_from_files(commands: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
-    """Option values of the configuration files for every command, as click's `default_map`.
+    """Return the option values of the configuration files for every command, as click's `default_map`.
 
     `commands` maps a command to its option names. Top-level keys count for every command that has the option, a table
     `[chat]` for that one. Raises UsageError for an unknown key.
@@ -39,7 +39,7 @@ def defaults_from_files(commands: dict[str, set[str]]) -> dict[str, dict[str, An
 
 
 def written(command: str, name: str) -> tuple[Path | None, Any]:
-    """The configuration file that an option's value comes from, and that value; (None, None) where there is none."""
+    """Return the configuration file that an option's value comes from, and that value; (None, None) where there is none."""
     for path in config_files():
         table = _read(path)
         own = table.get(command)

@@ -23,7 +23,7 @@ class Log(io.FileIO):
 
 
 def tolerant(stream: TextIO) -> TextIO:
-    """The same stream over the same descriptor, for which a failing write is no error."""
+    """Return the same stream over the same descriptor, for which a failing write is no error."""
     log = Log(stream.fileno(), "wb", closefd=False)
     log.replaced = stream
     return io.TextIOWrapper(io.BufferedWriter(log), encoding=stream.encoding, errors="backslashreplace", line_buffering=True)

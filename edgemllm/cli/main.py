@@ -53,8 +53,8 @@ class Commands(TyperGroup):
                 log.discard(sys.stdout.fileno())
                 raise typer.Exit(0) from None
             if error.errno in REFUSED and error.filename is not None:
-                told = f"{shortened(str(error.filename))}: {os.strerror(error.errno)}"
-                return _expected(UsageError(told, "another path"), debugging)
+                reason = f"{shortened(str(error.filename))}: {os.strerror(error.errno)}"
+                return _expected(UsageError(reason, "another path"), debugging)
             if error.errno in NO_ROOM and error.filename is None:
                 log.discard(sys.stdout.fileno())
                 return _expected(EdgeError(f"standard output: {os.strerror(error.errno).lower()}", "make room"), debugging)
@@ -133,14 +133,14 @@ def root(
 
 
 def main() -> None:
-    """The entry point `edgemllm`."""
+    """Run the command line: the entry point `edgemllm`."""
     _standard_streams()
     sys.stderr = log.tolerant(sys.stderr)
     app()
 
 
 def _standard_streams() -> None:
-    """Descriptors that cron or an init system closed lead to /dev/null; what is not UTF-8, in or out, ends nothing."""
+    """Lead descriptors that cron or an init system closed to /dev/null; let nothing that is not UTF-8, in or out, end a run."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

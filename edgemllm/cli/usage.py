@@ -47,7 +47,7 @@ def _own(error: Any, command: str) -> UsageError:
 
 
 def origins(context: Any, message: str) -> str:
-    """Where the values come from that an error is about and nobody typed, as an end to its message."""
+    """Return where the values come from that an error is about and nobody typed, as an end to its message."""
     found = []
     for parameter in context.command.params:
         flag, value = parameter.opts[0], context.params.get(parameter.name)
@@ -75,7 +75,7 @@ def refuse_empty(context: Any, allowed: Sequence[str]) -> None:
 
 
 def _origin(context: Any, parameter: Any) -> str:
-    """Where a value comes from that was not typed."""
+    """Return where a value comes from that was not typed."""
     source = context.get_parameter_source(parameter.name) if context is not None else None
     name = getattr(source, "name", "")
     if name == "ENVIRONMENT":

@@ -20,7 +20,7 @@ class Events:
 
     @property
     def text(self) -> bool:
-        """Whether standard output is for people."""
+        """Return whether standard output is for people."""
         return not (self.json or self.jsonl)
 
     def event(self, name: str, **fields: Any) -> None:

@@ -27,11 +27,11 @@ class Interrupts:
         self._before: dict[int, object] = {}
 
     def asked(self) -> bool:
-        """Whether a signal came."""
+        """Return whether a signal came."""
         return self.code != 0
 
     def save_wanted(self) -> bool:
-        """Whether SIGUSR1 came since this was last called."""
+        """Return whether SIGUSR1 came since this was last called."""
         wanted, self._wanted = self._wanted, False
         return wanted
 

@@ -19,7 +19,7 @@ def line_up(
     budgets: Sequence[int | None] | None = None,
     reference: bool = False,
 ) -> list[Launch]:
-    """A launch for each policy, over an input of `tokens`.
+    """Return a launch for each policy, over an input of `tokens`.
 
     One policy gets what `--kv-budget` says. Several get the same bytes: those of the budget's tokens when nothing but
     keys, values and positions is kept, so that a policy which also keeps notes or queries gets fewer tokens. A policy
@@ -59,7 +59,7 @@ def line_up(
 
 
 def half_or_least(request: Request, names: Sequence[str], tokens: int) -> list[Launch]:
-    """`line_up` with half of the input as the budget, or with as many bytes as the neediest of the policies must have."""
+    """Call `line_up` with half of the input as the budget, or with as many bytes as the neediest of the policies must have."""
     settings = _settings(request.settings, names)
 
     def plan_of(name: str, own: Sequence[str], size: int) -> Plan:
@@ -83,7 +83,7 @@ def check_fit(launches: Sequence[Launch]) -> None:
 
 
 def limit(launch: Launch) -> int | None:
-    """Tokens a layer that a cache without bound may grow to in the memory there is."""
+    """Return how many tokens per layer a cache without bound may grow to in the memory there is."""
     return launch.plan.kv_budget_tokens if launch.budget is None else None
 
 
@@ -93,7 +93,7 @@ def _same_chunk(launches: list[Launch]) -> list[Launch]:
 
 
 def _settings(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """`key=value` for every policy that has the key, `policy.key=value` for that one."""
+    """Return `key=value` for every policy that has the key, `policy.key=value` for that one."""
     found: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         place, _, value = setting.partition("=")

@@ -110,7 +110,7 @@ class ComparedOptions(RequestOptions):
 
     @property
     def policies(self) -> list[str]:
-        """The names; where there are none, that of the profile."""
+        """Return the names; where there are none, that of the profile."""
         from edgemllm.device import detect
 
         return listed(self.policy if self.policy is not None else detect.profile(self.profile).cache.policy, "--policy")
@@ -185,7 +185,7 @@ class JsonOptions:
 
     @property
     def either(self) -> bool:
-        """Whether standard output is JSON."""
+        """Return whether standard output is JSON."""
         return self.json or self.jsonl
 
     def events(self, command: str) -> Events:

@@ -39,7 +39,7 @@ def show(name: str | None, json: bool) -> None:
 
 
 def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
-    """Name, what it may be, default and docstring of every field, the policy's own first."""
+    """Return name, what it may be, default and docstring of every field, the policy's own first."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         texts.update(_field_docstrings(base))
@@ -50,7 +50,7 @@ def settings_of(cls: type[Any]) -> list[tuple[str, str, Any, str]]:
 
 
 def _field_docstrings(cls: type[Any]) -> dict[str, str]:
-    """The string literals below the fields, which Python itself throws away."""
+    """Return the string literals below the fields, which Python itself throws away."""
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -65,7 +65,7 @@ def _field_docstrings(cls: type[Any]) -> dict[str, str]:
 
 
 def _first_line(name: str) -> str:
-    """What a policy's module says it is; a policy of ours is read without importing it, since that takes torch."""
+    """Return what a policy's module says it is; a policy of ours is read without importing it, since that takes torch."""
     path = Path(known.__path__[0]) / f"{name.replace('-', '_')}.py"
     module = None if path.is_file() else inspect.getmodule(known.find(name))
     text = ast.get_docstring(ast.parse(path.read_text())) if module is None else module.__doc__

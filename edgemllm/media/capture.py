@@ -20,18 +20,18 @@ NOTICE_S = 2.0
 
 
 def is_live(source: str) -> bool:
-    """Whether a source is a camera, an address or a GStreamer pipeline instead of a path."""
+    """Return whether a source is a camera, an address or a GStreamer pipeline instead of a path."""
     return re.fullmatch(r"/dev/video\d+", source) is not None or "://" in source or " ! " in source
 
 
 def shown(source: str) -> str:
-    """The source without the passwords it may carry."""
+    """Return the source without the passwords it may carry."""
     source = re.sub(r"(://[^\s:@/]*):\S*@", r"\1:***@", source)
     return re.sub(r"((?:user-pw|passw(?:or)?d|pwd|token)=)[^&\s]+", r"\1***", source, flags=re.IGNORECASE)
 
 
 def connect(source: str, timeout: float | None = None) -> Any:
-    """An open cv2.VideoCapture; gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
+    """Return an open cv2.VideoCapture; gives up after `timeout` seconds of silence. Raises MediaError with the reason."""
     if not is_live(source):
         refuse_text(Path(source))
     device: Any = int(source[10:]) if re.fullmatch(r"/dev/video\d+", source) else source
@@ -50,7 +50,7 @@ def connect(source: str, timeout: float | None = None) -> Any:
 
 
 def _wait_for(opening: Callable[[], Any], name: str, patience: float | None) -> Any:
-    """What `opening` returns. It runs in a thread, because signals are not handled while OpenCV waits for a pipe or a mount."""
+    """Return what `opening` does. It runs in a thread: no signal is handled while OpenCV waits for a pipe or a mount."""
     opened: Future[Any] = Future()
 
     def run() -> None:
@@ -74,7 +74,7 @@ def _wait_for(opening: Callable[[], Any], name: str, patience: float | None) -> 
 
 
 def refuse_text(path: Path) -> None:
-    """FFmpeg draws a text file as a terminal screen: refuse one, but for playlists."""
+    """Refuse a text file, but for playlists: FFmpeg draws it as a terminal screen."""
     if not path.is_file():
         return
     try:
@@ -88,7 +88,7 @@ def refuse_text(path: Path) -> None:
 
 
 def why_closed(source: str) -> tuple[str, str]:
-    """Message and hint for a source that OpenCV did not open."""
+    """Return the message and hint for a source that OpenCV did not open."""
     if " ! " in source and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         return "this OpenCV has no GStreamer (none from PyPI has)", "use the OpenCV of JetPack, or an rtsp:// address"
     if is_live(source):

@@ -43,7 +43,7 @@ class EncodedImages:
         self.pipe.close()
 
     def _image(self) -> bytearray | None:
-        """The bytes of the next image, None at the end of the pipe."""
+        """Return the bytes of the next image, None at the end of the pipe."""
         head = self.pipe.read(2)
         if not head:
             return None
@@ -57,14 +57,14 @@ class EncodedImages:
         return image
 
     def _png(self, image: bytearray) -> None:
-        """Chunks of length, kind, data and checksum, up to IEND."""
+        """Read chunks of length, kind, data and checksum, up to IEND."""
         kind = b""
         while kind != b"IEND":
             length, kind = int.from_bytes(self._take(image, 4), "big"), self._take(image, 4)
             self._take(image, length + 4)
 
     def _jpeg(self, image: bytearray) -> None:
-        """Segments with their length, and coded data in which 0xFF is followed by 0 or a restart marker, up to EOI."""
+        """Read segments with their length, and coded data in which 0xFF is followed by 0 or a restart marker, up to EOI."""
         while (marker := self._marker(image)) != 0xD9:
             if not 0xD0 <= marker <= 0xD7 and marker not in (0x00, 0x01):
                 self._take(image, int.from_bytes(self._take(image, 2), "big") - 2)

@@ -80,7 +80,7 @@ class Feed:
         self.notices: deque[Notice] = deque(maxlen=64)
         self._queue: deque[Frame] = deque()
         self._changed = threading.Condition()
-        self._begun, self._closed = threading.Event(), threading.Event()
+        self._started, self._closed = threading.Event(), threading.Event()
         self._began = self._lost = 0.0
         self._origin: float | None = None
         self._attempts = 0
@@ -98,20 +98,20 @@ class Feed:
         self.close()
 
     def begin(self) -> None:
-        """The clock of a live source starts now; what came before is not shown."""
+        """Start the clock of a live source; what came before is not shown."""
         with self._changed:
             if self.arrival:
                 self._queue.clear()
             self._began = time.monotonic()
-            self._begun.set()
+            self._started.set()
 
     @property
     def interval(self) -> float | None:
-        """Seconds between frames, where the reader keeps to one."""
+        """Return the seconds between frames, where the reader keeps to one."""
         return getattr(self.reader, "interval", None)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Every frame of a recording, decoded while the model works on those before it. Raises what the reader raised."""
+        """Give every frame of a recording, decoded while the model works on those before it. Raises what the reader raised."""
         try:
             while not (self.done or self.stopping()):
                 yield from self.take(self.size, wait_s=1.0)
@@ -120,7 +120,7 @@ class Feed:
         raise_error(self)
 
     def take(self, most: int, before: float = math.inf, wait_s: float = 0.1) -> list[Frame]:
-        """The next frames, at most `most`, earlier than `before`; empty where none came in time."""
+        """Return the next frames, at most `most`, earlier than `before`; empty where none came in time."""
 
         def ready() -> bool:
             enough = len(self._queue) >= (min(most, self.size) if self.full_batches else 1)
@@ -136,13 +136,13 @@ class Feed:
 
     @property
     def next_time(self) -> float | None:
-        """Time of the frame that `take` gives next, if one is waiting."""
+        """Return the time of the frame that `take` gives next, if one is waiting."""
         with self._changed:
             return self._queue[0].time if self._queue else None
 
     @property
     def done(self) -> bool:
-        """Nothing is left and nothing will come; `error` says why, if not because the source has ended."""
+        """Return whether nothing is left and nothing will come; `error` says why, if not because the source has ended."""
         with self._changed:
             return self.ended and not self._queue
 
@@ -154,7 +154,7 @@ class Feed:
             self.dropped += len(self._queue) if self.live else 0
             self._queue.clear()
             self._changed.notify_all()
-        self._begun.set()
+        self._started.set()
         self._thread.join(timeout=1.0)
 
     # ---- the thread --------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Feed:
                 self._changed.notify_all()
 
     def _read(self) -> str:
-        """Queue what the reader brings; why it ended."""
+        """Queue what the reader brings; return why it ended."""
         try:
             for frame in self.reader:
                 if self._closed.is_set() or not self._put(frame):
@@ -191,14 +191,14 @@ class Feed:
     def _put(self, frame: Frame) -> bool:
         """Stamp and queue a frame; False once it is past the end."""
         if self.paced:
-            self._begun.wait()
+            self._started.wait()
             self._origin = frame.time if self._origin is None else self._origin
             self._closed.wait(max(0.0, frame.time - self._origin - (time.monotonic() - self._began)))
-        if self.arrival and not self._begun.is_set():
+        if self.arrival and not self._started.is_set():
             return True
         seconds = self.offset + (time.monotonic() - self._began if self.arrival else frame.time)
         if self._attempts:
-            self._tell_return(seconds)
+            self._report_return(seconds)
         self.last = seconds
         if self._past_end():
             return False
@@ -237,7 +237,7 @@ class Feed:
             return False
         return True
 
-    def _tell_return(self, now: float) -> None:
+    def _report_return(self, now: float) -> None:
         gap = now - self.last
         missed = max(0, round(gap * self.rate) - 1)
         self.missed += missed

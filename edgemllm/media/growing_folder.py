@@ -40,7 +40,7 @@ class GrowingFolder:
         """End the iteration; another thread may call this."""
         self._stopped.set()
 
-    def go_on_after(self, name: str, index: int) -> None:
+    def continue_after(self, name: str, index: int) -> None:
         """Take only what comes after a file already taken."""
         self.last, self.index = name, index
 
@@ -86,7 +86,7 @@ class GrowingFolder:
         return sorted(fresh, key=natural)
 
     def _age(self, path: Path) -> float:
-        """Seconds since the file was written or moved here."""
+        """Return the seconds since the file was written or moved here."""
         try:
             return time.time() - path.stat().st_ctime
         except OSError:

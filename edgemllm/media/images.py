@@ -16,7 +16,7 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def is_image(source: str) -> bool:
-    """Whether a path names a still image."""
+    """Return whether a path names a still image."""
     return Path(source).suffix.lower() in IMAGES
 
 
@@ -54,7 +54,7 @@ def refuse_bomb(file: BinaryIO, name: str) -> None:
 
 
 def _too_large(file: BinaryIO, name: str) -> str:
-    """The message, with the sides that Pillow's own leaves out."""
+    """Return the message, with the sides that Pillow's own leaves out."""
     head = file.read(16)
     file.seek(0)
     make = next(make for make, accept in Image.OPEN.values() if accept is not None and accept(head) is True)
@@ -63,7 +63,7 @@ def _too_large(file: BinaryIO, name: str) -> str:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images of a folder: frame_2 before frame_10, without the hidden files that macOS leaves."""
+    """Return the images of a folder: frame_2 before frame_10, without the hidden files that macOS leaves."""
     found = [file for file in folder.iterdir() if is_image(file.name) and not file.name.startswith(".")]
     if not found:
         raise MissingError(f"folder {folder} has no images", f"put {', '.join(sorted(IMAGES))} files into it")
@@ -71,6 +71,6 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def natural(path: Path) -> tuple[list[str | int], str]:
-    """A sort key by which frame_2 comes before frame_10."""
+    """Return a sort key by which frame_2 comes before frame_10."""
     parts = re.split(r"([0-9]+)", path.name.lower())
     return [int(part) if number % 2 else part for number, part in enumerate(parts)], path.name

@@ -26,7 +26,7 @@ class Similarity:
         """(16, 16, 3), of the picture let through."""
 
     def is_new(self, pixels: Pixels) -> bool:
-        """Whether a picture (H, W, 3) differs enough to be let through."""
+        """Return whether a picture (H, W, 3) differs enough to be let through."""
         small = cv2.resize(pixels, (GRID, GRID), interpolation=cv2.INTER_AREA)
         if self.latest is not None and self.of(small, self.latest) >= self.threshold:
             return False
@@ -35,5 +35,5 @@ class Similarity:
 
     @staticmethod
     def of(one: Pixels, other: Pixels) -> float:
-        """Similarity of two small pictures, 1 for equal ones."""
+        """Return the similarity of two small pictures, 1 for equal ones."""
         return 1 - float(np.abs(one.astype(np.int16) - other.astype(np.int16)).max()) / 255

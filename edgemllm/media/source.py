@@ -72,11 +72,11 @@ class Source:
 
     @property
     def interval(self) -> float | None:
-        """Seconds between two frames, where the source keeps to one."""
+        """Return the seconds between two frames, where the source keeps to one."""
         return self.video.interval if self.video and not self.live else None
 
     def place(self, frame: Frame) -> dict[str, Any]:
-        """Where the stream is, once `frame` has been shown: for `open`."""
+        """Return where the stream is, once `frame` has been shown: for `open`."""
         return {
             "source": self.name,
             "time": frame.time,
@@ -102,7 +102,7 @@ class Source:
         live = bool(self.live)
         self.folder = GrowingFolder(self.source, self.fps, live, self.timeout)
         if place:
-            self.folder.go_on_after(place["name"], place["index"])
+            self.folder.continue_after(place["name"], place["index"])
         offset = place["time"] + 1 / self.fps if place and live else self.offset
         return Feed(self.folder, self.queue, live, arrival=live, rate=self.fps, offset=offset, end=self.end)
 
@@ -132,7 +132,7 @@ class Source:
             )
         self.video = video
         if same:
-            video.go_on_after(place["time"] - self.offset)
+            video.continue_after(place["time"] - self.offset)
         end = self.end + self.offset if ahead and self.end else None  # an address that turned out to be a file
         if self.live:
             return Feed(video, self.queue, live=True, paced=True, rate=self.fps, offset=self.offset, end=end)
@@ -144,5 +144,5 @@ class Source:
 
 
 def pipe_on_stdin() -> BufferedReader:
-    """Standard input as a file of our own: a thread that still reads it does not hold up the end of the program."""
+    """Return standard input as a file of our own: a thread that still reads it does not hold up the end of the program."""
     return BufferedReader(FileIO(os.dup(sys.stdin.fileno())), 1 << 16)

@@ -19,7 +19,7 @@ class Ticks:
         self._after = -math.inf
 
     def is_due(self, now: float) -> bool:
-        """Whether the frame at `now` seconds is the first at or after its tick."""
+        """Return whether the frame at `now` seconds is the first at or after its tick."""
         if now < self.start - EARLY_S or now <= self._after:
             return False
         if not self.interval:
@@ -29,7 +29,7 @@ class Ticks:
         self._next = max(self._next, tick + 1)
         return due
 
-    def go_on_after(self, seconds: float) -> None:
+    def continue_after(self, seconds: float) -> None:
         """Take nothing up to `seconds`, and after it what would have been taken without a break."""
         self._after = seconds
         if self.interval:

@@ -28,7 +28,7 @@ class TypedLines:
         self._thread.start()
 
     def take(self) -> str | None:
-        """The next line, stripped; None if there is none yet. An empty line comes as one on a terminal only."""
+        """Return the next line, stripped; None if there is none yet. An empty line comes as one on a terminal only."""
         try:
             return self._lines.get_nowait()
         except queue.Empty:

@@ -103,24 +103,24 @@ class Video:
         """End the iteration at the next frame that is decoded, wanted or not; another thread may call this."""
         self._stopped = True
 
-    def go_on_after(self, seconds: float) -> None:
+    def continue_after(self, seconds: float) -> None:
         """Deliver only what comes after `seconds`, as if there had been no break."""
-        self._ticks.go_on_after(seconds)
+        self._ticks.continue_after(seconds)
         self._from = max(self.start, seconds)
 
     @property
     def span(self) -> float | None:
-        """Seconds between `start` and the end that applies, where the length is known."""
+        """Return the seconds between `start` and the end that applies, where the length is known."""
         return None if self.seconds is None else min(self.end or math.inf, self.seconds) - self.start
 
     @property
     def expected(self) -> int | None:
-        """How many frames will be delivered, where that can be known; at uneven frame rates there may be fewer."""
+        """Return how many frames will be delivered, where that can be known; at uneven frame rates there may be fewer."""
         count = self._count()
         return count if count is None or self.max_frames is None else min(count, self.max_frames)
 
     def describe(self) -> str:
-        """Such as "600 frames sampled from 36000 (00:10:00 at 60 fps, 1 frame a second)"."""
+        """Return a line such as "600 frames sampled from 36000 (00:10:00 at 60 fps, 1 frame a second)"."""
         noun, count = "image" if self._images else "frame", self.frames_seen or self.expected or 0
         if self.interval and not self.spread:
             per_second = 1 / self.interval
@@ -169,7 +169,7 @@ class Video:
         return None
 
     def _first_image(self) -> Frame:
-        """The first image that can be read. Raises what is wrong with the first of all where none can."""
+        """Return the first image that can be read. Raises what is wrong with the first of all where none can."""
         problem: MediaError | None = None
         for path in self._images:
             try:
@@ -208,7 +208,7 @@ class Video:
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def _count(self) -> int | None:
-        """How many frames the sampling finds, without `max_frames`."""
+        """Return how many frames the sampling finds, without `max_frames`."""
         if self.span is None or self.seconds is None:
             return 1 if self._images else None
         inside = None if self.frames_total is None else max(1, round(self.frames_total * self.span / self.seconds))
@@ -257,12 +257,12 @@ class Video:
             self._notice_shortfall(index, now)
 
     def _stamp(self, before: float) -> float:
-        """Seconds of the frame just grabbed; some containers leave some frames, or all, without a time stamp."""
+        """Return the seconds of the frame just grabbed; some containers leave some frames, or all, without a time stamp."""
         stamp = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
         return stamp if stamp > before else before + 1 / self.native_fps
 
     def _skip_to_start(self) -> int:
-        """Number of the next frame: a little before the first wanted where seeking proves exact by the time stamp, else 0."""
+        """Return the number of the next frame: just before the first wanted where seeking proves exact, otherwise 0."""
         target = int((self._from - SEEK_MARGIN_S) * self.native_fps)
         if self.seconds is None or target <= 0:
             return 0

@@ -107,11 +107,11 @@ class Ours:
         return Sample(first - began, fed - began, differences(marks))
 
     def kv(self) -> dict[str, Any]:
-        """The `KV` object."""
+        """Return the `KV` object."""
         return self.session.kv()
 
     def kv_bytes(self) -> int:
-        """Keys and values that a decoded token reads."""
+        """Return the bytes of keys and values that a decoded token reads."""
         layers = self.session.cache.layers
         each = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
         return sum(each)
@@ -130,7 +130,7 @@ class Stock:
         self.cache = self.new_cache()
 
     def once(self, ids: list[int], new_tokens: int) -> Sample:
-        """As `Ours.once`, with `generate`."""
+        """Run as `Ours.once` does, with `generate`."""
         from transformers import StoppingCriteria, StoppingCriteriaList
 
         marks: list[float] = []
@@ -154,7 +154,7 @@ class Stock:
         return Sample(marks[0] - began, marks[0] - began, differences(marks))
 
     def kv(self) -> dict[str, Any]:
-        """The `KV` object."""
+        """Return the `KV` object."""
         seen, size = self.cache.get_seq_length(), self.kv_bytes()
         lengths = [layer.keys.shape[-2] for layer in self.cache.layers]
         mean = sum(lengths) / len(lengths)
@@ -165,7 +165,7 @@ class Stock:
         }  # fmt: skip
 
     def kv_bytes(self) -> int:
-        """Keys and values that a decoded token reads."""
+        """Return the bytes of keys and values that a decoded token reads."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
@@ -177,14 +177,14 @@ def warm_up(session: Session, token: int) -> int:
 
 
 def random_ids(family: ModelFamily, count: int) -> list[int]:
-    """Token ids, the same in every cell."""
+    """Return the token ids, the same in every cell."""
     most = family.config.vocab_size
     ids: list[int] = torch.randint(0, most, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     return ids
 
 
 def read_bytes(family: ModelFamily) -> int:
-    """Bytes of weights that a decoded token reads: all of the decoder and the head; of the embedding table a row."""
+    """Return the bytes of weights that a decoded token reads: all of the decoder and the head; of the embedding table a row."""
     head = family.model.get_output_embeddings()
     table = family.text_model.get_input_embeddings().weight
     parameters = {id(each): each for each in (*family.text_model.parameters(), *head.parameters())}
@@ -194,7 +194,7 @@ def read_bytes(family: ModelFamily) -> int:
 
 
 def copy_bandwidth(device: torch.device, seconds: float) -> float:
-    """Bytes read and written a second while copying a large tensor: the best of the rounds within `seconds`."""
+    """Return the bytes read and written a second while copying a large tensor: the best of the rounds within `seconds`."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best, end = 0.0, now(device) + seconds
@@ -215,17 +215,17 @@ def now(device: torch.device) -> float:
 
 
 def differences(marks: list[float]) -> list[float]:
-    """From one mark to the next."""
+    """Return the time from each mark to the next."""
     return [later - earlier for earlier, later in itertools.pairwise(marks)]
 
 
 def rank(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie."""
+    """Return the value below which `share` of them lie."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value."""
+    """Return the middle value."""
     return (rank(values, 0.5) + sorted(values)[(len(values) - 1) // 2]) / 2
 
 

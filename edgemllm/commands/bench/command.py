@@ -100,5 +100,5 @@ class Bench:
             print(report.table(self.runs), flush=True)
 
     def _head(self) -> dict[str, Any]:
-        told = self.launch.describe()
-        return {name: told[name] for name in ("model", "profile", "dtype", "device")}
+        described = self.launch.describe()
+        return {name: described[name] for name in ("model", "profile", "dtype", "device")}

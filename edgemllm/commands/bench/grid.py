@@ -34,7 +34,7 @@ class Cell:
     """Seconds of the copy test."""
 
     def prepare(self) -> Launch:
-        """The plan. Raises as `launch.prepare`, and DoesNotFitError where it would not fit."""
+        """Return the plan. Raises as `launch.prepare`, and DoesNotFitError where it would not fit."""
         launch = prepare(self.request, lambda config: self.context + self.new_tokens)
         if not launch.plan.fits:
             raise launch.plan.error()
@@ -54,7 +54,7 @@ def grid(
     request: Request, policies: Sequence[str], contexts: Sequence[int], budgets: Sequence[str], quants: Sequence[str],
     new_tokens: int, repeat: int,
 ) -> list[Cell]:  # fmt: skip
-    """Every combination. One that never evicts has no budget beside others that have one: a row a context."""
+    """Return every combination. A policy that never evicts has no budget beside others that have one: a row a context."""
     from edgemllm.policies import find
 
     unknown = [name for name in policies if policies.count(name) > 1]

@@ -17,7 +17,7 @@ FIELDS = (
 
 
 def flat(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a row; samples are separated by blanks."""
+    """Return the fields of a row; samples are separated by blanks."""
     kv, memory = run["kv"], run["memory"]
     more = {
         **{f"decode_ms_{name}": value for name, value in run["decode_ms"].items()},
@@ -29,7 +29,7 @@ def flat(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A row a cell; decode time as median and the range of eight in ten samples."""
+    """Return a row a cell; decode time as median and the range of eight in ten samples."""
     head = (
         "policy", "quant", "context", "budget", "first token ms", "prefill tok/s", "decode ms", "p10-p90", "tok/s", "roofline",
         "KV", "peak",

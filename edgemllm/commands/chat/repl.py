@@ -53,7 +53,7 @@ def converse(chat: Chat) -> None:
 
 
 def _read() -> str:
-    """A line, or the lines between two \"\"\". Raises EOFError and KeyboardInterrupt."""
+    """Return a line, or the lines between two \"\"\". Raises EOFError and KeyboardInterrupt."""
     line = input("> ").rstrip()
     if not line.startswith(QUOTES):
         return line
@@ -67,7 +67,7 @@ def _read() -> str:
 
 
 def complete(line: str, word: str) -> list[str]:
-    """What `word`, the last of `line`, may become: a command, a path, a policy."""
+    """Return what `word`, the last of `line`, may become: a command, a path, a policy."""
     name, space, _ = line.partition(" ")
     if not space:
         return [f"{each} " for each in COMMANDS if each.startswith(word)] if word.startswith("/") else []

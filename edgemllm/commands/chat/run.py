@@ -83,7 +83,7 @@ class Chat:
         self.events.event("video", **self.video_json())
 
     def begin(self, launch: Launch) -> None:
-        """Go on with an empty session under another launch, with the weights that are loaded."""
+        """Continue with an empty session under another launch, with the weights that are loaded."""
         family, quant = self.session.family, self.launch.quant
         self.launch = dataclasses.replace(launch, quant=quant)
         self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, self.display.step)
@@ -129,12 +129,12 @@ class Chat:
         self.events.close(code, {**self.launch.describe(), "turns": self.turns, "video": video, **figures})
 
     def figures(self) -> dict[str, Any]:
-        """Cache, memory and speed."""
+        """Return cache, memory and speed."""
         device = self.launch.device
         return {"kv": self.session.kv(), "memory": memory.report(device), "speed": self.session.meter.rates()}
 
     def video_json(self) -> dict[str, Any]:
-        """The `video` object, of the latest video."""
+        """Return the `video` object, of the latest video."""
         assert self.video is not None
         return {
             "path": self.video.path,

@@ -74,14 +74,14 @@ def _image(chat: Chat, path: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
-    chat.display.tell("\n".join((status(chat.session, chat.launch.device), remembered(chat.session), strip(chat.session))))
+    chat.display.report("\n".join((status(chat.session, chat.launch.device), remembered(chat.session), strip(chat.session))))
 
 
 def _history(chat: Chat, _: str) -> None:
     lines = [line for turn in chat.turns for line in (f"> {turn['question']}", turn["answer"])]
     if chat.forgotten:
         lines.insert(2 * chat.forgotten, "(forgotten up to here: /clear or /load)")
-    chat.display.tell("\n".join(lines) or "nothing was asked yet")
+    chat.display.report("\n".join(lines) or "nothing was asked yet")
 
 
 def _clear(chat: Chat, _: str) -> None:
@@ -104,7 +104,7 @@ def _load(chat: Chat, path: str) -> None:
 
 def _policy(chat: Chat, name: str) -> None:
     if not name:
-        chat.display.tell(f"{chat.launch.policy_name}; others: edgemllm policies")
+        chat.display.report(f"{chat.launch.policy_name}; others: edgemllm policies")
         return
     _begin_with(chat, name, ())
 
@@ -114,7 +114,7 @@ def _set(chat: Chat, setting: str) -> None:
         given = [f"{key} = {getattr(chat.sampling, key)}" for key in SAMPLING]
         own = dataclasses.asdict(chat.launch.policy).items()
         given += [f"{key} = {value}   (of {chat.launch.policy_name})" for key, value in own]
-        chat.display.tell("\n".join(given))
+        chat.display.report("\n".join(given))
         return
     key, _, value = setting.partition("=")
     key = key.strip().replace("-", "_")
@@ -134,7 +134,7 @@ def _set(chat: Chat, setting: str) -> None:
 
 
 def _begin_with(chat: Chat, name: str, settings: tuple[str, ...]) -> None:
-    """Another policy, or other settings, for an empty cache of the same bytes.
+    """Begin with another policy, or other settings, in an empty cache of the same bytes.
 
     What is in a cache was chosen by the policy that filled it: refused until it is cleared, so that nothing is lost unasked.
     """
@@ -155,7 +155,7 @@ def _begin_with(chat: Chat, name: str, settings: tuple[str, ...]) -> None:
 
 def _help(chat: Chat, _: str) -> None:
     width = max(len(f"{name} {slash.argument}") for name, slash in COMMANDS.items())
-    chat.display.tell("\n".join(f"{f'{name} {slash.argument}':{width}}  {slash.help}" for name, slash in COMMANDS.items()))
+    chat.display.report("\n".join(f"{f'{name} {slash.argument}':{width}}  {slash.help}" for name, slash in COMMANDS.items()))
 
 
 def _exit(chat: Chat, _: str) -> None:

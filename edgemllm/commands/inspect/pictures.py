@@ -17,7 +17,7 @@ ELSEWHERE = "another folder for --out"
 
 
 def attention(maps: Mapping[int, Tensor], vision: Tensor, path: Path) -> None:
-    """One map a layer, row i what token i looked at, on a log scale; the strip above says what is video."""
+    """Draw a map for each layer, whose row i is what token i looked at, on a log scale; the strip above says what is video."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -36,7 +36,7 @@ def attention(maps: Mapping[int, Tensor], vision: Tensor, path: Path) -> None:
 
 
 def entropy(found: Sequence[LayerEntropy], path: Path) -> None:
-    """Entropy of attention by layer: of all of it, and across text and video."""
+    """Draw the entropy of attention by layer: of all of it, and across text and video."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -53,7 +53,7 @@ def entropy(found: Sequence[LayerEntropy], path: Path) -> None:
 
 
 def kept(runs: Mapping[str, Kept], path: Path) -> None:
-    """For each policy which tokens of the stream were in the cache when: time goes down, the stream to the right."""
+    """Draw for each policy which tokens were in the cache when: time goes down, the stream to the right."""
     import torch
     from matplotlib.figure import Figure
 

@@ -39,7 +39,7 @@ class Watcher(CachePolicy):
         raise NotImplementedError
 
     def map(self, layer: CacheLayer) -> Tensor:
-        """(L, L), row i is what token i looked at."""
+        """Return (L, L), whose row i is what token i looked at."""
         whole = torch.zeros(layer.length, layer.length)
         first = 0
         for rows in self.rows.get(id(layer), []):
@@ -58,7 +58,7 @@ class LayerEntropy:
 
 
 def entropies(session: Session) -> list[LayerEntropy]:
-    """Of every layer of a session that ran under `Watcher`."""
+    """Return the entropies of every layer of a session that ran under `Watcher`."""
     found = []
     for layer in session.cache.managed:
         own = Meda(entropy="self").entropy_of(layer)
@@ -78,13 +78,13 @@ class Kept:
     seen: list[int] = field(default_factory=list)
 
     def step(self, session: Session) -> None:
-        """After a forward pass."""
+        """Take note after a forward pass."""
         self.rows.append(share(session, self.length))
         self.seen.append(session.cache.seen)
 
 
 def share(session: Session, length: int) -> Tensor:
-    """(columns,) of 0 to 1: how much of each part of a stream of `length` tokens the layers and heads hold."""
+    """Return (columns,) from 0 to 1: how much of each part of a stream of `length` tokens the layers and heads hold."""
     columns = min(COLUMNS, length)
     total = torch.zeros(columns)
     layers = [layer for layer in session.cache.managed if layer.is_initialized]

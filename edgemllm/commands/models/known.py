@@ -34,7 +34,7 @@ def write_json(name: str | None) -> None:
 
 
 def _entries(name: str | None) -> list[dict[str, Any]]:
-    """What `--json` reports of every known model, or of one."""
+    """Return what `--json` reports of every known model, or of one."""
     here = hub.cached()
     found = [{"name": "demo", "parameters": 3_700_000, "hub_id": None, "cached_bytes": None}]
     for each in shipped.names():

@@ -40,11 +40,11 @@ class Checkpoint:
 
     @property
     def budgets(self) -> list[int | None] | None:
-        """Tokens a layer that each policy had: what `auto` meant when the run began."""
+        """Return the tokens per layer that each policy had: what `auto` meant when the run began."""
         return None if self.notes is None else self.notes["identity"]["kv_budget"]
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-        """The results of finished runs, and the state of the one that was under way; nothing where there is no file.
+        """Return the results of finished runs, and the state of the one that was under way; nothing where there is no file.
 
         Raises UsageError where the run has other options than the one that continues.
         """
@@ -60,7 +60,7 @@ class Checkpoint:
         return self.notes["finished"], self.notes["state"]
 
     def due(self, run: Run) -> bool:
-        """Whether enough tokens were scored since the last time."""
+        """Return whether enough tokens were scored since the last time."""
         return run.sums.tokens - self.written >= self.every
 
     def write(self, run: Run, finished: Sequence[Mapping[str, Any]], state: Mapping[str, Any] | None) -> str | None:

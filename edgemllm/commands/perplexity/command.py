@@ -137,7 +137,7 @@ class Perplexity:
             session_file.load(session, self.checkpoint.path)
             run.restore(state)
             self.report.say(f"{run.policy}: continuing from {run.sums.tokens} tokens")
-            self.report.told(run)
+            self.report.mark_reported(run)
             self.checkpoint.written = run.sums.tokens
         run.go(self._pause)
         if run.failure is not None and not run.sums.fed:
@@ -153,7 +153,7 @@ class Perplexity:
             self.report.say(f"the same command with --resume continues from {run.sums.tokens} tokens")
 
     def _pause(self, run: Run) -> bool:
-        """Between two chunks: show, write, and stop where a signal came."""
+        """Show, write, and stop between two chunks where a signal came."""
         later = len(self.launches) - len(self.report.runs) - 1
         self.report.step(run, later)
         if self.checkpoint is not None and self.checkpoint.due(run):

@@ -35,7 +35,7 @@ class Curve:
     points: list[Point] = field(default_factory=list)
 
     def marks(self, before: int, after: int) -> Iterator[int]:
-        """The multiples in (before, after]; the stride may double on the way."""
+        """Return the multiples in (before, after]; the stride may double on the way."""
         mark = before
         while (mark := (mark // self.stride + 1) * self.stride) <= after:
             yield mark
@@ -48,13 +48,13 @@ class Curve:
             self.points = [each for each in self.points if each.tokens % self.stride == 0]
 
     def perplexity(self, start: int, end: int, last: Point) -> float | None:
-        """Perplexity of the span between the points nearest to two places, None for an empty one."""
+        """Return the perplexity of the span between the points nearest to two places, None for an empty one."""
         points = [START, *self.points, last]
         first, second = (min(points, key=lambda point: abs(point.tokens - place)) for place in (start, end))
         return perplexity(second.nll - first.nll, second.tokens - first.tokens)
 
     def as_json(self, last: Point) -> list[dict[str, Any]]:
-        """The `curve` of the JSON output, up to `last`; windows and speeds are those between neighbouring points."""
+        """Return the `curve` of the JSON output, up to `last`; windows and speeds are those between neighbouring points."""
         points = self.points if self.points and self.points[-1].tokens == last.tokens else [*self.points, last]
         rows, before = [], START
         for point in points:
@@ -79,6 +79,6 @@ def _row(before: Point, point: Point) -> dict[str, Any]:
 
 
 def perplexity(nll: float, tokens: int) -> float | None:
-    """exp of the mean loss; None where there is nothing to take it of, or it is beyond what a number can hold."""
+    """Return exp of the mean loss; None where there is nothing to take it of, or it is beyond what a number can hold."""
     mean = nll / tokens if tokens else math.nan
     return math.exp(mean) if mean < 700 else None

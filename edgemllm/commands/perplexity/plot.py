@@ -18,7 +18,7 @@ SPAN = 20
 
 
 def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """One line a policy: perplexity on a log axis, below it memory, below that speed."""
+    """Draw a line for each policy: perplexity on a log axis, below it memory, below that speed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
@@ -70,7 +70,7 @@ def _draw(run: Mapping[str, Any], color: str, longest: int, above: Any, middle: 
 
 
 def recent(curve: Sequence[Mapping[str, Any]], span: float) -> list[float]:
-    """At each point the perplexity of the `span` tokens before it, or of as many as there were."""
+    """Return, at each point, the perplexity of the `span` tokens before it, or of as many as there were."""
     found, start = [], 0
     sums = [(0, 0.0), *((point["tokens"], point["nll_nats"]) for point in curve)]
     for tokens, nll in sums[1:]:

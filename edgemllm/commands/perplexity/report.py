@@ -35,7 +35,7 @@ class Report:
         self.runs: list[dict[str, Any]] = []
         self.code = 0
         self.failure: EdgeError | None = None
-        self._told = (0, 0)
+        self._reported = (0, 0)
         """The newest curve point's tokens and the loops that were last spoken of."""
 
     def start(self) -> None:
@@ -51,23 +51,23 @@ class Report:
         if run.sums.tokens:
             between = "\n" if self.display.mode == "live" else "  "
             self.display.update(lambda: between.join(progress(run, self.source.size, later)))
-        point, loops = self._told
+        point, loops = self._reported
         if run.stream.loops > loops:
             self.say(f"{run.policy}: the text has ended after {run.sums.tokens} tokens and begins again ({run.stream.loops})")
         if self.events.jsonl and run.curve.points and run.curve.points[-1].tokens > point:
             for row in run.curve.as_json(run.curve.points[-1]):
                 if row["tokens"] > point:
                     self.event("point", policy=run.policy, chunk=run.session.chunk, **row)
-        self.told(run)
+        self.mark_reported(run)
 
-    def told(self, run: Run) -> None:
+    def mark_reported(self, run: Run) -> None:
         """Count what the run has come to so far as reported, here or before it was interrupted."""
-        self._told = (run.curve.points[-1].tokens if run.curve.points else 0, run.stream.loops)
+        self._reported = (run.curve.points[-1].tokens if run.curve.points else 0, run.stream.loops)
 
     def add(self, run: dict[str, Any], failure: EdgeError | None, reference: bool) -> None:
         """Report a run that is over. What ends a `reference`, a policy without bound among others, is no failure."""
         self.runs.append(run)
-        self._told = (0, 0)
+        self._reported = (0, 0)
         self.event("run", **run)
         for note in run["notes"]:
             self.say(f"{run['policy']}: {note}")
@@ -112,7 +112,7 @@ class Report:
 
 
 def progress(run: Run, size: int | None, later: int) -> tuple[str, str]:
-    """Two lines: where the run is, with speed and time left; and perplexity so far and lately, cache and memory.
+    """Return two lines: where the run is, with speed and time left; and perplexity so far and lately, cache and memory.
 
     `size`: bytes of the text, where they are known; `later`: runs that follow this one.
     """
@@ -139,7 +139,7 @@ def progress(run: Run, size: int | None, later: int) -> tuple[str, str]:
 
 
 def course(run: Run) -> str:
-    """The perplexity of the latest windows as small bars, each a twelfth higher or lower; empty before there are two."""
+    """Return the perplexity of the latest windows as small bars, each a twelfth higher or lower; empty before there are two."""
     points = [START, *run.curve.points][-COURSE - 1 :]
     means = [(b.nll - a.nll) / (b.tokens - a.tokens) for a, b in itertools.pairwise(points)]
     if len(means) < 2:
@@ -149,7 +149,7 @@ def course(run: Run) -> str:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """A row a run."""
+    """Return a row a run."""
     rows: list[tuple[str, ...]] = [
         ("policy", "tokens", "perplexity", "last 10%", "bits/byte", "kv tokens", "kv bytes", "chunk", "tok/s")
     ]
@@ -175,5 +175,5 @@ def _agreement(found: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def number(value: float | None, digits: int = 5) -> str:
-    """So many digits; infinity where there is no number."""
+    """Return a number with that many digits; infinity where there is no number."""
     return "∞" if value is None else f"{value:.{digits}g}"

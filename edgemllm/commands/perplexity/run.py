@@ -143,7 +143,7 @@ class Run:
     # ---- stopping and continuing -------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything besides the session that the numbers still to come depend on."""
+        """Return everything besides the session that the numbers still to come depend on."""
         return {
             "sums": dataclasses.asdict(self.sums),
             "stride": self.curve.stride,
@@ -161,12 +161,12 @@ class Run:
     # ---- what came out -----------------------------------------------------------------------------------------
 
     def point(self) -> Point:
-        """Where the run is now."""
+        """Return where the run is now."""
         sums = self.sums
         return Point(sums.tokens, sums.nll, sums.bytes, sums.seconds, self.session.cache.nbytes, memory.rss_bytes())
 
     def notes(self) -> list[str]:
-        """What a reader of the number has to know."""
+        """Return what a reader of the number has to know."""
         session, trained = self.session, self.trained
         found = []
         if trained and self.highest_position >= trained:
@@ -184,12 +184,12 @@ class Run:
 
     @property
     def trained(self) -> int | None:
-        """Positions the model was trained on."""
+        """Return how many positions the model was trained on."""
         return getattr(self.session.family.config, "max_position_embeddings", None)
 
     @property
     def highest_position(self) -> int:
-        """The highest position that rotated a key."""
+        """Return the highest position that rotated a key."""
         session = self.session
         renumbered = session.policy.positions == "cache"
         longest = max(layer.length for layer in session.cache.managed)
@@ -199,12 +199,12 @@ class Run:
 
     @property
     def sinks_kept(self) -> bool:
-        """Whether every layer that the policy governs still holds the first token of the stream."""
+        """Return whether every layer that the policy governs still holds the first token of the stream."""
         layers = [layer for layer in self.session.cache.managed if layer.length]
         return all(bool((layer.positions == 0).any()) for layer in layers)
 
     def as_json(self, device: str) -> dict[str, Any]:
-        """One of the `runs` of the JSON output."""
+        """Return one of the `runs` of the JSON output."""
         sums, last = self.sums, self.point()
         return {
             "policy": self.policy,

@@ -35,7 +35,7 @@ def predictions(session: Session, ids: Sequence[int]) -> Iterator[tuple[Tensor, 
 
 @torch.inference_mode()
 def losses(session: Session, ids: Sequence[int]) -> Tensor:
-    """Negative log-likelihoods in nats, (n,) float64 on the CPU, of the tokens `ids`, which are fed."""
+    """Return the negative log-likelihoods in nats, (n,) float64 on the CPU, of the tokens `ids`, which are fed."""
     found = [torch.empty(0, dtype=torch.float64)]
     for states, targets in predictions(session, ids):
         for rows in _slices(session, len(targets)):
@@ -57,7 +57,7 @@ class Agreement:
     full_nll: float = 0.0
 
     def add(self, kl: Tensor, same: Tensor, nll: Tensor, full_nll: Tensor) -> None:
-        """Values (n,) of tokens."""
+        """Add the values (n,) of tokens."""
         self.tokens += len(kl)
         self.kl += float(kl.double().sum())
         self.same += int(same.sum())

@@ -61,12 +61,12 @@ class Text:
 
     @property
     def size(self) -> int | None:
-        """Bytes in all, where that can be known without reading."""
+        """Return the bytes in all, where that can be known without reading."""
         paths = [part for part in self.parts if isinstance(part, Path) and part.is_file()]
         return sum(path.stat().st_size for path in paths) if len(paths) == len(self.parts) else None
 
     def blocks(self) -> Iterator[str]:
-        """The text from its beginning, in pieces. Raises MediaError where it is not UTF-8."""
+        """Return the text from its beginning, in pieces. Raises MediaError where it is not UTF-8."""
         for part in self.parts:
             if isinstance(part, DataSet):
                 yield from part.blocks()
@@ -92,7 +92,7 @@ class Pipe:
             weakref.finalize(self, self.kept.close)
 
     def blocks(self) -> Iterator[bytes]:
-        """What was read before, then what is still to come."""
+        """Return what was read before, then what is still to come."""
         offset = 0
         while True:
             block = b""
@@ -172,7 +172,7 @@ class DataSet:
             self.rows = load_dataset(repository, configuration, split=split or "test", streaming=not offline)
 
     def blocks(self) -> Iterator[str]:
-        """The text from its beginning."""
+        """Return the text from its beginning."""
         with self._reachable():
             for row in self.rows:
                 yield row["text"].removesuffix("\n") + "\n"

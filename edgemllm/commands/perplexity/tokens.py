@@ -40,7 +40,7 @@ class TokenStream:
         self._batches = self._read(text, tokenizer, loop)
 
     def take(self, count: int) -> tuple[list[int], list[int]]:
-        """The next ids and the bytes of each; fewer than `count` at the end of the text only."""
+        """Return the next ids and the bytes of each; fewer than `count` at the end of the text only."""
         while len(self._waiting) < count and (batch := next(self._batches, None)) is not None:
             self._waiting.extend(batch)
         taken = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
@@ -60,7 +60,7 @@ class TokenStream:
 
 
 def pieces(blocks: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each piece of the text with the end of what was before it."""
+    """Return each piece of the text with the end of what was before it."""
     context = pending = ""
     for block in blocks:
         pending += block
@@ -81,7 +81,7 @@ def _cut(text: str) -> int:
 
 
 def tokenize(tokenizer: Any, context: str, piece: str) -> list[Token]:
-    """The tokens of `piece`, which follows `context`."""
+    """Return the tokens of `piece`, which follows `context`."""
     before = _encode(tokenizer, context)[0] if context else []
     ids, ends = _encode(tokenizer, context + piece)
     if ids[: len(before)] != before:  # no boundary of tokens here, after all
@@ -99,14 +99,14 @@ def tokenize(tokenizer: Any, context: str, piece: str) -> list[Token]:
 
 
 def beginning(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of a text, such as `<s>`."""
+    """Return what the tokenizer puts in front of a text, such as `<s>`."""
     bare, whole = _encode(tokenizer, "a")[0], list(tokenizer("a")["input_ids"])
     starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
     return whole[: next(starts, 0)]
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
-    """Ids, and where in the text each one ends; evenly spread for tokenizers that do not say."""
+    """Return the ids, and where in the text each one ends; evenly spread for tokenizers that do not say."""
     fast = bool(getattr(tokenizer, "is_fast", False))
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     ids = list(found["input_ids"])

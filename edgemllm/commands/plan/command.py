@@ -72,7 +72,7 @@ def _body(launch: Launch) -> dict[str, Any]:
 
 
 def _every_model(request: Request) -> None:
-    """Markdown: a line for every known model, a column for every device, in a cell what the plan came to."""
+    """Return Markdown: a line for every known model, a column for every device, in a cell what the plan came to."""
     headed = False
     for name in filter(shipped.hub_id, shipped.names()):
         found = over_profiles(replace(request, model=f"{shipped.PREFIX}{name}"))

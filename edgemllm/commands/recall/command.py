@@ -61,7 +61,7 @@ def recall(
 
 
 def _launches(run: options.ComparedOptions, names: Sequence[str], length: int) -> list[Launch]:
-    """A launch for every policy and budget; the reference, which has no budget, once."""
+    """Return a launch for every policy and budget; the reference, which has no budget, once."""
     launches: list[Launch] = []
     for budget in options.listed(run.kv_budget, "--kv-budget"):
         launches += [
@@ -112,7 +112,7 @@ class Recall:
             self.display.say(f"stopped after {self.done} of {self._planned()} passes; the table holds what was counted")
 
     def head(self) -> dict[str, Any]:
-        """What all runs have in common."""
+        """Return what all runs have in common."""
         described = self.launches[0].describe()
         del described["policy"]
         return {
@@ -121,7 +121,7 @@ class Recall:
         }  # fmt: skip
 
     def runs(self) -> list[dict[str, Any]]:
-        """One entry for every policy, budget, footage and protocol that saw a stream."""
+        """Return one entry for every policy, budget, footage and protocol that saw a stream."""
         found = []
         for (kind, protocol, place), score in self.scores.items():
             launch = self.launches[place]
@@ -174,7 +174,7 @@ class Recall:
         )
 
     def _bins(self, protocol: str, distances: list[int | None]) -> list[int]:
-        """Distances of the report: those of the first stream at its end, or eight equal steps on the way."""
+        """Return the distances of the report: those of the first stream at its end, or eight equal steps on the way."""
         if protocol == "end":
             self.nominal = getattr(self, "nominal", None) or [each for each in distances if each is not None]
             return self.nominal

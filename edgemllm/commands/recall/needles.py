@@ -60,7 +60,7 @@ class Haystack:
 
 
 def places(length: int, count: int, hold: int) -> list[int]:
-    """First items of `count` needles of `hold` items each: evenly from the start, the last one within RECENT of the end.
+    """Return the first items of `count` needles of `hold` items each: evenly spread, the last one within RECENT of the end.
 
     Raises UsageError where they would lie on one another.
     """
@@ -74,7 +74,7 @@ def places(length: int, count: int, hold: int) -> list[int]:
 
 
 def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_vain: int = 2) -> Haystack:
-    """Slides between drawn footage: `diverse` changes with every frame, otherwise scenes last for many frames."""
+    """Return slides between drawn footage: `diverse` changes with every frame, otherwise scenes last for many frames."""
     rng = np.random.default_rng([seed, frames, count, diverse])
     _check(count, len(slides.KINDS) - asked_in_vain, "slides")
     kinds = [slides.KINDS[int(k)] for k in rng.permutation(len(slides.KINDS))]
@@ -101,7 +101,7 @@ def _footage(rng: np.random.Generator, frames: int, diverse: bool) -> list[slide
 
 
 def text_haystack(seed: int, sentences: int, count: int, diverse: bool) -> Haystack:
-    """Codes between sentences of plain prose; without `diverse` the prose repeats itself."""
+    """Return codes between sentences of plain prose; without `diverse` the prose repeats itself."""
     rng = np.random.default_rng([seed, sentences, count, diverse, 1])
     prose = _prose(rng)
     few = [next(prose) for _ in range(8)]

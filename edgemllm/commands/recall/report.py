@@ -16,7 +16,7 @@ HEAD = (
 
 
 def percent(found: Mapping[str, Any] | None) -> str:
-    """A share with its standard error, both in percent."""
+    """Return a share with its standard error, both in percent."""
     if not found or found["share"] is None:
         return "–"
     error = f" ± {100 * found['error']:.0f}" if found["error"] is not None else ""
@@ -24,7 +24,7 @@ def percent(found: Mapping[str, Any] | None) -> str:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, shares in percent: what a terminal shows and a report takes over."""
+    """Return Markdown with shares in percent: what a terminal shows and a report takes over."""
     rows = [
         (
             f"{run['policy']} (reference)" if run["reference"] else run["policy"],
@@ -69,7 +69,7 @@ def _line(axes: Any, run: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def plot(runs: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
-    """Recall over distance, one line a policy; a panel for every budget and kind of footage."""
+    """Draw recall over distance, a line for each policy and a panel for every budget and kind of footage."""
     from matplotlib.figure import Figure
 
     budgets = list(dict.fromkeys(run["kv_budget"] for run in runs if not run["reference"])) or [None]

@@ -57,7 +57,7 @@ class Stream:
             session.clip = Recorder(clip, self.recorded) if record else clip
 
     def show(self, session: Session, first: int, last: int) -> None:
-        """Items first to last (excluded)."""
+        """Show items first to last (excluded)."""
         items = self.haystack.items[first:last]
         if not self.frames:
             for item in items:
@@ -67,7 +67,7 @@ class Stream:
             session.see(items[start : start + FRAMES_AT_ONCE])
 
     def is_fact(self, number: int) -> bool:
-        """Whether item `number` belongs to a needle."""
+        """Return whether item `number` belongs to a needle."""
         return any(needle.first <= number <= needle.last for needle in self.haystack.needles)
 
 
@@ -98,10 +98,10 @@ class Marks:
         needles = stream.haystack.needles
         self.seconds = torch.tensor([float(item) for needle in needles for item in range(needle.first, needle.last + 1)])
         self.spans: list[tuple[int, int]] = []
-        """Stream positions (first, after the last) of told sentences."""
+        """Stream positions (first, after the last) of stated sentences."""
 
     def of(self, positions: Tensor, time: Tensor) -> Tensor:
-        """Bool, of the shape of `time`: the tokens that carry facts, by their stream position and second."""
+        """Return bool, of the shape of `time`: the tokens that carry facts, by their stream position and second."""
         found = torch.isin(time, self.seconds.to(time.device))
         for first, behind in self.spans:
             found |= (positions >= first) & (positions < behind)
@@ -114,15 +114,15 @@ class Marks:
                 live = slice(layer.length)
                 layer.buffer("fact").copy_(self.of(layer.positions[0, ..., live], layer.time[..., live]))
 
-    def held(self, session: Session, told: int) -> float:
-        """Share of the `told` fact tokens that are in the cache."""
+    def held(self, session: Session, stated: int) -> float:
+        """Return the share of the `stated` fact tokens that are in the cache."""
         layers = session.cache.managed
         count = sum(float(self.of(layer.positions[0], layer.time).sum()) / layer.kv_heads for layer in layers)
-        return count / (told * len(layers)) if told else 0.0
+        return count / (stated * len(layers)) if stated else 0.0
 
 
 def at_the_end(session: Session, stream: Stream) -> Answers:
-    """Every needle, and what was never shown, each asked of the same cache."""
+    """Ask about every needle, and what was never shown, each time of the same cache."""
     walk = _Walk(session, stream, record=True)
     walk.on(len(stream.haystack.items))
     for needle in stream.haystack.needles:
@@ -133,15 +133,15 @@ def at_the_end(session: Session, stream: Stream) -> Answers:
 
 
 def in_rounds(session: Session, stream: Stream) -> Answers:
-    """After every part of the stream some questions about what was shown so far; they and the answers stay in the cache."""
+    """Ask, after every part of the stream, about what was shown so far; questions and answers stay in the cache."""
     walk = _Walk(session, stream, record=False)
     length, rng = len(stream.haystack.items), np.random.default_rng(stream.haystack.seed)
     for number in range(1, ROUNDS + 1):
         end = length * number // ROUNDS
         walk.on(end)
-        told = [needle for needle in stream.haystack.needles if needle.last < end]
-        for chosen in rng.permutation(len(told))[:PER_ROUND]:
-            walk.ask(session, told[int(chosen)])
+        stated = [needle for needle in stream.haystack.needles if needle.last < end]
+        for chosen in rng.permutation(len(stated))[:PER_ROUND]:
+            walk.ask(session, stated[int(chosen)])
     for question in stream.haystack.unseen:
         walk.ask(session, question)
     return walk.done()
@@ -156,7 +156,7 @@ class _Walk:
     def __init__(self, session: Session, stream: Stream, record: bool) -> None:
         self.session, self.stream, self.record = session, stream, record
         self.answers, self.marks = Answers(), Marks(stream)
-        self.shown = self.told = 0
+        self.shown = self.stated = 0
         self.ends: dict[int, int] = {}
         """Tokens seen when an item was in."""
         session.on_step = self._step
@@ -179,11 +179,11 @@ class _Walk:
             count = session.cache.seen - before
             for item in range(self.shown, last):
                 self.ends[item] = before + count * (item + 1 - self.shown) // (last - self.shown)
-            self.told += count * facts // (last - self.shown)
+            self.stated += count * facts // (last - self.shown)
             self.shown = last
 
     def ask(self, session: Session, asked: Needle | str) -> None:
-        """One question, about a needle or about what was never shown."""
+        """Ask one question, about a needle or about what was never shown."""
         needle = asked if isinstance(asked, Needle) else None
         question = asked.question if isinstance(asked, Needle) else asked
         distance = None if needle is None else session.cache.seen - self.ends[needle.last]
@@ -197,8 +197,8 @@ class _Walk:
         self.answers.recent.append(needle is not None and self.shown - needle.last <= RECENT)
 
     def done(self) -> Answers:
-        """With the share of the facts that the cache holds."""
-        self.answers.held = self.marks.held(self.session, self.told)
+        """Return the answers, with the share of the facts that the cache holds."""
+        self.answers.held = self.marks.held(self.session, self.stated)
         return self.answers
 
 

@@ -27,7 +27,7 @@ class Tally:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the share, clustered by stream (a ratio estimator)."""
+        """Return the standard error of the share, clustered by stream (a ratio estimator)."""
         share, count = self.share, len(self.asked)
         if share is None or count < 2:
             return None
@@ -54,21 +54,21 @@ class Score:
     peak: int = 0
 
     def add(self, answers: Answers, bins: Sequence[int]) -> None:
-        """One stream; a distance counts for the nearest of `bins`."""
-        told = [i for i, distance in enumerate(answers.distances) if distance is not None]
-        self.all.add([answers.right[i] for i in told])
-        self.old.add([answers.right[i] for i in told if not answers.recent[i]])
-        self.recent.add([answers.right[i] for i in told if answers.recent[i]])
-        self.doubted.add([answers.refused[i] for i in told])
-        self.unseen.add([answers.right[i] for i in range(len(answers.right)) if i not in told])
+        """Count one stream; a distance counts for the nearest of `bins`."""
+        stated = [i for i, distance in enumerate(answers.distances) if distance is not None]
+        self.all.add([answers.right[i] for i in stated])
+        self.old.add([answers.right[i] for i in stated if not answers.recent[i]])
+        self.recent.add([answers.right[i] for i in stated if answers.recent[i]])
+        self.doubted.add([answers.refused[i] for i in stated])
+        self.unseen.add([answers.right[i] for i in range(len(answers.right)) if i not in stated])
         for where in bins:
-            here = [i for i in told if min(bins, key=lambda each: abs(each - (answers.distances[i] or 0))) == where]
+            here = [i for i in stated if min(bins, key=lambda each: abs(each - (answers.distances[i] or 0))) == where]
             self.by_distance.setdefault(where, Tally()).add([answers.right[i] for i in here])
         self.held.append(answers.held)
         self.peak = max(self.peak, answers.peak)
 
     def as_json(self) -> dict[str, Any]:
-        """The counts of the contract, then what else is known."""
+        """Return the counts of the contract, then what else is known."""
         distances = sorted(self.by_distance.items())
         return {
             "questions": sum(self.all.asked),
@@ -84,7 +84,7 @@ class Score:
 
 
 def paired(one: Tally, other: Tally) -> dict[str, float | None]:
-    """Mean difference of the shares over streams that both have seen, and its standard error."""
+    """Return the mean difference of the shares over streams that both have seen, and its standard error."""
     pairs = [a / n - b / m for a, n, b, m in zip(one.right, one.asked, other.right, other.asked, strict=False) if n and m]
     if len(pairs) < 2:
         return {"difference": pairs[0] if pairs else None, "error": None}

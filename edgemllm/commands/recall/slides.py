@@ -73,17 +73,17 @@ KINDS = tuple(Kind(colour, shape) for colour in COLOURS for shape in SHAPES)
 
 
 def ask(topic: str, kind: Kind, phrasing: int = 0, article: str = "a") -> str:
-    """The question of a topic about a kind (`list` uses only its colour, `screen` nothing of it)."""
+    """Return the question of a topic about a kind (`list` uses only its colour, `screen` nothing of it)."""
     return PHRASINGS[topic][phrasing].format(kind=kind, a=article, colour=kind.colour)
 
 
 def describe(fact: Fact | None) -> str:
-    """The right answer to what is on the screen. The article is `a` for every colour, orange too: a fixed form."""
+    """Return the right answer to what is on the screen. The article is `a` for every colour, orange too: a fixed form."""
     return NO_SLIDE if fact is None else f"a {fact.kind} with number {fact.digit}"
 
 
 def answer(topic: str, kind: Kind, shown: Sequence[Fact], now: Fact | None = None) -> str:
-    """The right answer after the slides `shown` (in order of appearance) with `now` on the screen."""
+    """Return the right answer after the slides `shown` (in order of appearance) with `now` on the screen."""
     if topic == "screen":
         return describe(now)
     if topic == "list":
@@ -105,7 +105,7 @@ def draw(
     rng: np.random.Generator | None = None,
     glyph: np.ndarray[Any, Any] | None = None,
 ) -> Frame:
-    """A slide, RGB (height, width, 3). `rng` varies it by some 10%; `glyph` is an alpha mask to use for the digit."""
+    """Return a slide, RGB (height, width, 3). `rng` varies it by some 10%; `glyph` is an alpha mask to use for the digit."""
 
     def vary(middle: float, spread: float) -> float:
         return middle if rng is None else middle + float(rng.uniform(-spread, spread))
@@ -131,7 +131,7 @@ def draw_shape(
     tilt: float = 0.0,
     arm: float = 0.22,
 ) -> None:
-    """One filled shape of about the given radius, tilted by some degrees; `arm` is a cross's half thickness."""
+    """Draw a filled shape of about the given radius, tilted by some degrees; `arm` is a cross's half thickness."""
     if shape in ("circle", "ring"):
         cv2.circle(image, (round(centre[0]), round(centre[1])), round(radius), colour, -1, cv2.LINE_AA)
         if shape == "ring":
@@ -173,7 +173,7 @@ def draw_digit(
     glyph: np.ndarray[Any, Any] | None = None,
     rng: np.random.Generator | None = None,
 ) -> None:
-    """A digit `size` pixels high, no wider than the right half allows."""
+    """Draw a digit `size` pixels high, no wider than the right half allows."""
     if glyph is None:
         face = cv2.FONT_HERSHEY_SIMPLEX if rng is None else int(rng.choice([0, 2, 3, 4]))
         thick = 3 if rng is None else int(rng.integers(2, 9))
@@ -193,7 +193,7 @@ def draw_digit(
 
 
 def footage(rng: np.random.Generator, count: int, height: int = 180, width: int = 320) -> Iterator[Frame]:
-    """`count` consecutive frames of one scene without a fact: black, plain, texture, noise, a moving blob, half slides."""
+    """Return `count` frames in a row of one scene without a fact: black, plain, texture, noise, a moving blob, half slides."""
     scene = int(rng.integers(7))
     colour = rng.integers(0, 256, 3)
     cells = int(rng.choice([2, 4, 8, 16]))

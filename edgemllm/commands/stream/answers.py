@@ -15,22 +15,22 @@ class Answers:
     """What a stream writes to stdout. Nothing is kept: a stream may last indefinitely."""
 
     def start(self, **fields: Any) -> None:
-        """The run begins; `fields` describe it."""
+        """Begin the run that `fields` describe."""
 
     def ask(self, question: str, seconds: float) -> None:
-        """A question is put."""
+        """Write a question that is put."""
 
     def piece(self, text: str) -> None:
-        """A piece of its answer."""
+        """Write a piece of its answer."""
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
-        """The whole answer, or as far as it came before it was `stopped`."""
+        """Write the whole answer, or as far as it came before it was `stopped`."""
 
     def event(self, name: str, **fields: Any) -> None:
-        """Something else happened."""
+        """Write that something else happened."""
 
     def close(self, code: int, **fields: Any) -> None:
-        """The run ends with an exit code; `fields` sum it up."""
+        """End the run with an exit code; `fields` sum it up."""
 
 
 class TextAnswers(Answers):
@@ -134,7 +134,7 @@ def _write(text: str) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Tabs and line ends as spaces, so that an answer stays one line of three fields."""
+    """Return the text with tabs and line ends as spaces, so that an answer stays one line of three fields."""
     return text.translate({ord(mark): " " for mark in "\t\r\n"})
 
 

@@ -105,7 +105,7 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
             run.save()
         except EdgeError as error:
             if failure is not None:
-                run.display.tell(f"error: {error.message}")
+                run.display.report(f"error: {error.message}")
             failure = failure or error
     out.close(failure.exit_code if failure else interrupts.code, **run.summary())
     if failure is not None:
@@ -126,7 +126,7 @@ def _earlier(resume: Path | None, save: Path | None, display: Display) -> dict[s
 
 
 def _lines(source: str, display: Display) -> TypedLines | None:
-    """Questions from standard input, unless it brings the images."""
+    """Return the questions from standard input, unless it brings the images."""
     if source == "-" or sys.stdin is None:
         return None
     lines = TypedLines(sys.stdin)

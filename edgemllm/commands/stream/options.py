@@ -67,7 +67,7 @@ class FeedOptions:
 
     @property
     def silence(self) -> float | None:
-        """`--timeout` in seconds."""
+        """Return `--timeout` in seconds."""
         return parse_time(self.timeout) if self.timeout else None
 
 

@@ -31,7 +31,7 @@ class Rounds:
     """Time and question of what is due and not answered in full: a stopped run asks it again when it continues."""
 
     def state(self) -> dict[str, Any]:
-        """What decides which questions come next; JSON."""
+        """Return what decides which questions come next; JSON."""
         return {"asked": max(self.schedule.asked, -1.0), "answers": self.answers, "waiting": self.waiting}
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ class Rounds:
         when = self.schedule.next
         self.ask(*self.schedule.due(now), at=when)
 
-    def tell_left(self, end: float) -> None:
+    def report_left(self, end: float) -> None:
         """Say which questions will not be asked, because the source has ended at `end` seconds."""
         for when, question in self.schedule.missed():
             self.display.say(f"not asked, the source ended at {clock(end)} before {clock(when)}: {question}")

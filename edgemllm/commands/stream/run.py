@@ -68,7 +68,7 @@ class Stream:
             self.similarity.latest = np.array(run["similar"], np.uint8)
 
     def state(self) -> dict[str, Any]:
-        """What, besides the session, decides how the run continues; JSON."""
+        """Return what, besides the session, decides how the run continues; JSON."""
         latest = None if self.similarity is None else self.similarity.latest
         return {
             "place": self.place,
@@ -79,7 +79,7 @@ class Stream:
 
     @property
     def missed(self) -> int:
-        """Frames, about, that came while the source was away."""
+        """Return about how many frames came while the source was away."""
         return self._missed + self.feed.missed
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Stream:
         self.feed.begin()
         self.rounds.ask(at=self.session.meter.video_s)  # what an earlier run was stopped at
         while not self._ending():
-            self._tell()
+            self._report_notices()
             if self.save_wanted():
                 self._save_on_the_way()
             self._take_line()
@@ -98,7 +98,7 @@ class Stream:
             self._finish()
         self.feed.close()
         self._count()
-        self._tell()
+        self._report_notices()
         self._keep_lines()
         self._say_what_was_seen()
         raise_error(self.feed)
@@ -115,7 +115,7 @@ class Stream:
         self.out.event("saved", path=str(path), bytes=size, video_s=round(self.session.meter.video_s, 3))
 
     def summary(self) -> dict[str, Any]:
-        """The `stats` event."""
+        """Return the `stats` event."""
         meter, video = self.session.meter, self.source.video
         return {
             "video_s": round(meter.video_s, 3),
@@ -177,7 +177,7 @@ class Stream:
     def _count(self) -> None:
         self.session.meter.dropped = self._dropped + self.feed.dropped
 
-    def _tell(self) -> None:
+    def _report_notices(self) -> None:
         """Say what happened to the source."""
         while self.feed.notices:
             notice = self.feed.notices.popleft()
@@ -185,7 +185,7 @@ class Stream:
             self.out.event(notice.event, **notice.fields)
 
     def _finish(self) -> None:
-        """The source has ended: what is due until then, what waits, what was to be asked at the end."""
+        """Ask, once the source has ended, what is due until then, what waits, and what was to be asked at the end."""
         video, seconds = self.source.video, self.session.meter.video_s
         if self.feed.done and not self.feed.error and video is not None and video.span is not None and not video.shortfall:
             seconds = max(seconds, video.start + video.span + self.source.offset)
@@ -198,7 +198,7 @@ class Stream:
             pass
         if not self._ending():
             self.rounds.ask(*schedule.final, at=self.session.meter.video_s)
-            self.rounds.tell_left(seconds)
+            self.rounds.report_left(seconds)
 
     def _say_what_was_seen(self) -> None:
         meter, folder, video = self.session.meter, self.source.folder, self.source.video
@@ -229,7 +229,7 @@ class Stream:
         return True
 
     def _keep_lines(self) -> None:
-        """Questions that a stop leaves unanswered wait in the saved session."""
+        """Let questions that a stop leaves unanswered wait in the saved session."""
         while self.lines is not None and (line := self.lines.take()) is not None:
             if line and not line.startswith("/"):
                 self.rounds.waiting.append((round(self.session.meter.video_s, 3), line))
@@ -241,21 +241,21 @@ class Stream:
         try:
             if name == "/stats":
                 now = status(self.session, self.display.device, self.display.expected)
-                self.display.tell("\n".join((now, remembered(self.session), strip(self.session))))
+                self.display.report("\n".join((now, remembered(self.session), strip(self.session))))
                 self.out.event("stats", **self.summary())
             elif name == "/save":
                 self.save(Path(argument.strip()) if argument.strip() else None)
             elif name == "/exit":
                 self._exit = True
             elif name == "/help":
-                self.display.tell(HELP)
+                self.display.report(HELP)
             else:
                 raise EdgeError(f"unknown command {name}", "/help")
         except EdgeError as error:
-            self.display.tell(f"error: {error.message}\n  try: {error.hint}")
+            self.display.report(f"error: {error.message}\n  try: {error.hint}")
 
     def _save_on_the_way(self) -> None:
         try:
             self.save()
         except EdgeError as error:  # no reason to end the watching
-            self.display.tell(f"warning: {error.message}; the earlier file is as it was, and watching continues")
+            self.display.report(f"warning: {error.message}; the earlier file is as it was, and watching continues")

@@ -27,7 +27,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, ask: Sequence[str], every: Sequence[str], at: Sequence[str], start: float = 0.0) -> Schedule:
-        """From `--ask`, `--every` (one for all, or one for each) and `--at "TIME QUESTION"`. Raises UsageError."""
+        """Read it from `--ask`, `--every` (one for all, or one for each) and `--at "TIME QUESTION"`. Raises UsageError."""
         if len(every) > 1 and len(every) != len(ask):
             raise UsageError(f"{len(ask)} --ask but {len(every)} --every", "one --every for all questions, or one for each")
         if every and not ask:
@@ -49,19 +49,19 @@ class Schedule:
 
     @property
     def next(self) -> float:
-        """When the next question is due; infinity where none is."""
+        """Return when the next question is due; infinity where none is."""
         times = [self._next_of(every) for _, every in self.standing]
         return min([*times, *(when for when, _ in self.timed if when > self.asked)], default=math.inf)
 
     def due(self, now: float) -> list[str]:
-        """The questions due up to `now`, each once however often it was due; they count as asked."""
+        """Return the questions due up to `now`, each once however often it was due; they count as asked."""
         found = [question for when, question in self.timed if self.asked < when <= now]
         found += [question for question, every in self.standing if self._next_of(every) <= now]
         self.asked = max(self.asked, now)
         return found
 
     def missed(self) -> list[tuple[float, str]]:
-        """Questions whose time has not come."""
+        """Return the questions whose time has not come."""
         return [(when, question) for when, question in self.timed if when > self.asked]
 
     def _next_of(self, every: float) -> float:
