@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-import torch
-from torch import Tensor
+from edgemllm.lazy import Tensor, torch
 
 
 class Modality(IntEnum):

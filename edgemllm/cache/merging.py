@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.rope import rotate
 from edgemllm.cache.slots import gather
+from edgemllm.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 Merge = Literal["average", "pivot", "weighted", "none"]
 BLOCK = 128
@@ -41,7 +40,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     def rows(buffer: Tensor, index: Tensor) -> Tensor:
         return gather(buffer, index).float()
 
-    likeness, pivot = most_similar(*(F.normalize(rows(unrotated, index), dim=-1) for index in (gone, kept)))
+    likeness, pivot = most_similar(*(torch.nn.functional.normalize(rows(unrotated, index), dim=-1) for index in (gone, kept)))
     folded = torch.ones_like(likeness)
     if filtered:
         mean = likeness.mean(1, keepdim=True)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.score_check import checked, protected_counts
 from edgemllm.cache.scores import OBSERVED_ROWS
 from edgemllm.cache.scratch import Scratch
 from edgemllm.cache.settings import check
+from edgemllm.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 ALL = 1 << 62
 """As `observe_window`: every query."""

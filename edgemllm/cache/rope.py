@@ -7,11 +7,13 @@ keys stay unrotated and are rotated at attention time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from edgemllm.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from torch import nn
+
 
 Rotation = tuple[Tensor, Tensor]
 """cos and sin, each (B, H_kv | 1, L, R), R <= D rotated channels."""
@@ -105,7 +107,7 @@ def renumber(positions: Tensor, stride: int = 1) -> Tensor:
     """
     axes, batch, heads, length = positions.shape
     values, order = positions.permute(1, 2, 0, 3).reshape(batch, heads, axes * length).sort(dim=-1)
-    ranks = F.pad(values.diff(dim=-1).clamp(max=stride).cumsum(dim=-1), (1, 0))
+    ranks = torch.nn.functional.pad(values.diff(dim=-1).clamp(max=stride).cumsum(dim=-1), (1, 0))
     dense = torch.zeros_like(values).scatter(-1, order, ranks.to(values.dtype))
     return dense.view(batch, heads, axes, length).permute(2, 0, 1, 3)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.errors import UsageError
+from edgemllm.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
@@ -16,8 +18,8 @@ def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
     """
     name, heads = type(policy).__name__, layer.kv_heads
     allowed = [(layer.keys.shape[0], count, layer.length) for count in sorted({1, heads})]
-    if not isinstance(score, Tensor) or tuple(score.shape) not in allowed:
-        got = tuple(score.shape) if isinstance(score, Tensor) else repr(score)[:40]
+    if not isinstance(score, torch.Tensor) or tuple(score.shape) not in allowed:
+        got = tuple(score.shape) if isinstance(score, torch.Tensor) else repr(score)[:40]
         raise UsageError(f"policy {name}: score() returned {got}, expected {' or '.join(map(str, allowed))}")
     score = score.to(layer.device, torch.float32, copy=True)
     shipped = type(policy).__module__.startswith("edgemllm.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from edgemllm.lazy import Tensor, torch
 
 OBSERVED_ROWS = 128
 """Queries whose attention is looked at together: bounds the scratch memory of policies that watch every query."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from edgemllm.cache.columns import Column
 from edgemllm.cache.rope import Rotation, rotate
+from edgemllm.lazy import Tensor, torch
 
 MOVE_BYTES = 1 << 19
 """How much a compaction moves at once on a CPU, unless a single head is more."""

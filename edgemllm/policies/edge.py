@@ -16,14 +16,13 @@ has not yet looked at, but would be moved by. Prose needs it; facts need the sco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import ALL, CachePolicy, Share
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 PAIRS = 1 << 16
 """Keys compared at once, times the keys they are compared with: bounds the scratch memory, which a processor's cache holds."""
@@ -92,7 +91,7 @@ class Edge(CachePolicy):
         if not self.novelty:
             return
         twin, first = layer.buffer("twin"), layer.length - min(layer.counts.new_since_eviction, layer.length)
-        coming = F.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
+        coming = torch.nn.functional.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
         size = max(PAIRS // coming.shape[2], 1)
         for start in range(0, layer.length, size):
             block = slice(start, min(start + size, layer.length))

@@ -15,12 +15,13 @@ prompt longer than the budget is read in chunks, with a choice before each, inst
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor
 from edgemllm.policies.base import ALL, CachePolicy, Share
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

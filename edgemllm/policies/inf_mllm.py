@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import CachePolicy, Count, Share
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ without its layer-wise pooling; the cheapest hard cap for video, since prefill n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import PROTECTED_SCORE, CachePolicy, Count, Share
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class InfiniPotV(CachePolicy):
         return self.recent + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        keys = F.normalize(layer.unrotated_keys().float(), dim=-1)
+        keys = torch.nn.functional.normalize(layer.unrotated_keys().float(), dim=-1)
         place = places(layer.time)
         newest = min(self.recent, layer.length)
         likeness = torch.zeros_like(layer.time)

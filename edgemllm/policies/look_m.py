@@ -17,14 +17,15 @@ a stream overflows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from edgemllm.cache.chunk import Modality
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
+from edgemllm.lazy import Tensor
 from edgemllm.policies.base import ALL, OneShot, Share
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

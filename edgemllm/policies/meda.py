@@ -25,17 +25,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgemllm.cache.chunk import Modality
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.merging import Merge, merge
 from edgemllm.cache.scores import group_mean
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import ALL, OneShot, Share, fit
 from edgemllm.policies.look_m import text_prior
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

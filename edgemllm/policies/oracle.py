@@ -7,13 +7,13 @@ newest of the others. Without marks it is `window`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import CachePolicy
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from edgemllm.cache.layer import CacheLayer
 from edgemllm.policies.base import Count, fit
 from edgemllm.policies.snapkv import SnapKV
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)

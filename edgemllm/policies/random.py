@@ -7,12 +7,13 @@ sampling. A policy that does no better has learnt nothing from attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor
 from edgemllm.policies.base import CachePolicy, Range
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 PRIME = 2**31 - 1
 

@@ -16,13 +16,13 @@ are renumbered. `slack` matters only while a stream overflows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from torch import Tensor
-from torch.nn import functional as F
-
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import Count, OneShot, Range
+
+if TYPE_CHECKING:
+    from edgemllm.cache.layer import CacheLayer
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class SnapKV(OneShot):
         past = layer.length - attention.shape[2]
         score = attention.sum(2)
         if past > 0:
-            pool = F.avg_pool1d if self.pooling == "avg" else F.max_pool1d
+            functional = torch.nn.functional
+            pool = functional.avg_pool1d if self.pooling == "avg" else functional.max_pool1d
             # As released: only the past is pooled, so the window does not leak into its neighbours.
             score[..., :past] = pool(score[..., :past], self.kernel, 1, self.kernel // 2)[..., :past]
         return score
