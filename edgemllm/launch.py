@@ -16,10 +16,11 @@ from edgemllm.device import detect, memory
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import shipped
-from edgemllm.models.spec import cache_spec
+from edgemllm.models.facts import ModelFacts, recorded
 from edgemllm.planning import chunk_size
-from edgemllm.planning.budget import parse_kv_budget
+from edgemllm.planning.budget import KVBudget, parse_kv_budget
 from edgemllm.planning.case import Case
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.planning.plan import Plan
 from edgemllm.planning.planner import plan
 
@@ -54,14 +55,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Launch:
+class Decision:
     """Everything decided, nothing loaded."""
 
     request: Request
     profile: DeviceProfile
     policy_name: str
     policy: CachePolicy
-    checkpoint: Checkpoint
+    facts: ModelFacts
     quant: str
     """The weights' quantisation: asked for, chosen, or what the checkpoint was stored with."""
 
@@ -76,6 +77,24 @@ class Launch:
     plan: Plan
     memory: memory.Memory
     """What was free when it was planned."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields every run's JSON begins with."""
+        return {
+            "model": self.request.model,
+            "profile": self.profile.name,
+            "policy": self.policy_name,
+            "quant": self.quant,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+
+@dataclass(frozen=True)
+class Launch(Decision):
+    """A decision about a checkpoint that is there, ready to open."""
+
+    checkpoint: Checkpoint
 
     def open(self, on_step: Callable[[Session], None] | None = None, family: ModelFamily | None = None) -> Session:
         """Load the weights, or take those of `family`, and begin an empty session.
@@ -97,22 +116,10 @@ class Launch:
             session.on_step = on_step
         return session
 
-    def describe(self) -> dict[str, Any]:
-        """Return the fields every run's JSON begins with."""
-        return {
-            "model": self.request.model,
-            "profile": self.profile.name,
-            "policy": self.policy_name,
-            "quant": self.quant,
-            "dtype": self.dtype,
-            "device": self.device,
-        }
-
 
 def prepare(
     request: Request,
     input_tokens: Callable[[Any], int | None] = lambda config: None,
-    plan_only: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> Launch:
     """Decide everything and plan it. `input_tokens` gives the length of the input, where it can be known, from the config.
@@ -121,58 +128,90 @@ def prepare(
 
     Raises UsageError, MissingError, and DoesNotFitError for a KV budget that the policy cannot work with.
     """
-    launch = decide(request, input_tokens, plan_only, checkpoint)
-    if launch.plan.fits or launch.plan.suggestions:
-        return launch
-    return replace(launch, plan=replace(launch.plan, suggestions=(_smaller_model(launch, plan_only),)))
+    from edgemllm.models.loading import locate
+
+    wanted = _wanted(request)
+    checkpoint = checkpoint or locate(request.model, request.offline, request.trust_remote_code, _say)
+    facts = checkpoint.facts(request.detail)
+    made = _advised(_decide(request, wanted, facts, input_tokens(checkpoint.config)), elsewhere=False)
+    return Launch(**vars(made), checkpoint=checkpoint)
 
 
-def decide(
-    request: Request,
-    input_tokens: Callable[[Any], int | None] = lambda config: None,
-    plan_only: bool = False,
-    checkpoint: Checkpoint | None = None,
-) -> Launch:
-    """Do as `prepare`, but without the search for a smaller model where no setting makes this one fit."""
-    from edgemllm.models import loading
-    from edgemllm.session import FRAMES_AT_ONCE
+def plan_only(request: Request, facts: ModelFacts | None = None) -> Decision:
+    """Do as `prepare` for a model and a machine that need not be here: a profile's memory is what such a machine has.
 
+    `facts`: those of the request's model, where they were already found.
+    """
+    wanted = _wanted(request)
+    elsewhere = request.profile != "auto"
+    return _advised(_decide(request, wanted, facts or facts_of(request), elsewhere=elsewhere), elsewhere)
+
+
+def facts_of(request: Request) -> ModelFacts:
+    """Return what planning has to know of the request's model: of one that comes with edgemllm, without importing torch.
+
+    Any other model, and pictures of a chosen detail, take its configuration. Raises MissingError and UsageError.
+    """
+    name = shipped.architecture(request.model)
+    found = recorded(name) if request.detail == ANY else None
+    if found is None:
+        from edgemllm.models.loading import locate
+
+        found = locate(name, request.offline, request.trust_remote_code, _say).facts(request.detail)
+    return found
+
+
+def _wanted(request: Request) -> tuple[DeviceProfile, str, CachePolicy, KVBudget]:
+    """Look up what needs no model: profile, policy's name, policy and KV budget. Raises UsageError."""
     _check(request)
     profile = detect.profile(request.profile)
-    policy_name = request.policy or profile.cache.policy
-    policy = policies.build(policy_name, request.settings)
-    budget = parse_kv_budget(request.kv_budget)
-    name = shipped.architecture(request.model) if plan_only else request.model
-    checkpoint = checkpoint or loading.locate(name, request.offline, request.trust_remote_code, _say)
-    sizes = checkpoint.family.sizes(checkpoint.config, request.detail)
+    name = request.policy or profile.cache.policy
+    return profile, name, policies.build(name, request.settings), parse_kv_budget(request.kv_budget)
 
-    device, dtype, free = _machine(request, profile, plan_only and request.profile != "auto")
-    spec = checkpoint.spec.with_patches(sizes.patches)
+
+def _decide(
+    request: Request,
+    wanted: tuple[DeviceProfile, str, CachePolicy, KVBudget],
+    facts: ModelFacts,
+    input_tokens: int | None = None,
+    elsewhere: bool = False,
+) -> Decision:
+    """Add up a request; `elsewhere`: for a machine like the profile's, not for this one."""
+    profile, policy_name, policy, budget = wanted
+    device, dtype, free = _machine(request, profile, elsewhere)
+    spec = facts.spec.with_patches(facts.sizes.patches)
     case = Case(
         profile=profile,
         memory=free,
         spec=spec,
-        shape=cache_spec(checkpoint.config.get_text_config(), ITEM_BYTES[dtype], checkpoint.family.axes),
+        shape=replace(facts.shape, itemsize=ITEM_BYTES[dtype]),
         policy=policy,
         policy_name=policy_name,
-        quant=_quant(request, checkpoint, profile),
+        quant=_quant(request, facts, profile),
         dtype=dtype,
         chunk=request.chunk or profile.chunk,
         budget=budget,
-        input_tokens=input_tokens(checkpoint.config),
+        input_tokens=input_tokens,
         frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
     )
     made = plan(case)
     slots = made.kv_budget_tokens if case.limited else None
-    quant, chunk = checkpoint.stored_as or case.quant, _chunk(request, case, slots, sizes.indivisible)
-    return Launch(request, profile, policy_name, policy, checkpoint, quant, dtype, device, chunk, slots, made, free)
+    quant, chunk = facts.stored_as or case.quant, _chunk(request, case, slots, facts.sizes.indivisible)
+    return Decision(request, profile, policy_name, policy, facts, quant, dtype, device, chunk, slots, made, free)
+
+
+def _advised(made: Decision, elsewhere: bool) -> Decision:
+    """Return a decision, with a smaller model to type where no setting makes this one fit."""
+    if made.plan.fits or made.plan.suggestions:
+        return made
+    return replace(made, plan=replace(made.plan, suggestions=(_smaller_model(made, elsewhere),)))
 
 
 def _machine(request: Request, profile: DeviceProfile, elsewhere: bool) -> tuple[str, str, memory.Memory]:
     """Return device, dtype and free memory: a plan for another machine takes that machine's word, a run takes what is here."""
     device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
     free = profile.idle_memory() if elsewhere else memory.probe(device)
-    return device, _dtype(request.dtype, profile, device), free
+    return device, _dtype(request.dtype, profile, device, elsewhere), free
 
 
 def _check(request: Request) -> None:
@@ -186,18 +225,18 @@ def _check(request: Request) -> None:
         raise UsageError(f"--chunk {request.chunk} feeds nothing", "a number from 1 upwards")
 
 
-def _quant(request: Request, checkpoint: Checkpoint, profile: DeviceProfile) -> str:
+def _quant(request: Request, facts: ModelFacts, profile: DeviceProfile) -> str:
     """Return how to quantise the weights; none for a checkpoint that was quantised beforehand."""
-    if checkpoint.prequantised_with:
+    if facts.prequantised_with:
         if request.quant not in ("auto", "none"):
             raise UsageError(
-                f"--quant {request.quant}: {request.model} is already quantised with {checkpoint.prequantised_with}",
+                f"--quant {request.quant}: {request.model} is already quantised with {facts.prequantised_with}",
                 "omit --quant",
             )
         return "none"
     if request.quant != "auto":
         return request.quant
-    return profile.weights if checkpoint.spec.linear_parameters >= SMALL_MODEL else "none"
+    return profile.weights if facts.spec.linear_parameters >= SMALL_MODEL else "none"
 
 
 def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) -> int:
@@ -210,13 +249,13 @@ def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) ->
     return request.chunk
 
 
-def _smaller_model(launch: Launch, plan_only: bool) -> str:
+def _smaller_model(decision: Decision, elsewhere: bool) -> str:
     """Return what to type where no setting makes this model fit: the largest of the shipped ones that does, or more memory."""
-    spec = launch.checkpoint.spec
+    spec = decision.facts.spec
     for name in shipped.smaller(spec.parameters, spec.vision is not None):
-        smaller = replace(launch.request, model=shipped.architecture(name), detail=ANY)
+        smaller = replace(decision.request, model=name, detail=ANY)
         try:
-            made = decide(smaller, plan_only=plan_only).plan
+            made = _decide(smaller, _wanted(smaller), facts_of(smaller), elsewhere=elsewhere).plan
         except (DoesNotFitError, UsageError):  # an option of this run means nothing there
             continue
         if made.fits:
@@ -259,13 +298,13 @@ def _device(wanted: str, profile: DeviceProfile) -> str:
     raise UsageError(f"--device {wanted}: this machine's torch has no {wanted}", "--device cpu, or --device auto")
 
 
-def _dtype(wanted: str, profile: DeviceProfile, device: str) -> str:
+def _dtype(wanted: str, profile: DeviceProfile, device: str, elsewhere: bool) -> str:
     if wanted != "auto":
         return wanted
     # Most processors compute half precision more slowly than single.
     if device == "cpu":
         return "float32"
-    if device == "cuda" and profile.dtype == "bfloat16":
+    if device == "cuda" and profile.dtype == "bfloat16" and not elsewhere:
         import torch
 
         # Before Ampere there is no bfloat16; a plan for another machine believes its profile.

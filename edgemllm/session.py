@@ -25,11 +25,10 @@ from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
 
 GREEDY = Sampling()
 """The likeliest token at every step, up to 512."""
-FRAMES_AT_ONCE = 8
-"""Frames that go through the vision tower together: bounds its memory."""
 
 
 @dataclass

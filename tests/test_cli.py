@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from command import run, type_to
 
+from edgemllm import policies
 from edgemllm.device.detect import DRIVERS
 from edgemllm.models.loading import DEMO
 
@@ -353,6 +354,24 @@ def test_catalogues_are_json_without_torch(command: str, first: str) -> None:
     assert (found["schema"], found["command"], found[command][0]["name"]) == ("edgemllm/1", command, first)
     if not any(map(os.path.exists, DRIVERS)):
         assert imported == "False"
+
+
+def test_plans_and_descriptions_import_no_torch() -> None:
+    """Of every policy, also for a machine with a GPU that this one is not."""
+    there = ["--profile", "orin-nano-8gb", "--model", "qwen2.5-vl-3b"]
+    lines = [["plan"], ["plan", "--json"], ["plan", *there, "--json"], ["plan", "--profile", "all"], ["plan", "--model", "all"]]
+    lines += [["plan", *there, "--policy", name, "--quant", "none", "--kv-budget", "2048"] for name in policies.names()]
+    lines += [[*command, *more] for command in (["policies", "edge"], ["models", "demo"]) for more in ([], ["--json"])]
+    lines += [["policies", name] for name in policies.names()] + [["models", "vicuna-7b"]]
+    code = (
+        "import json, sys\nfrom typer.testing import CliRunner\nfrom edgemllm.cli.main import app\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    done = CliRunner().invoke(app, line)\n"
+        "    found = [name for name in ('torch', 'transformers') if name in sys.modules]\n"
+        "    assert done.stdout and done.exit_code in (0, 4) and not found, (line, done.output, found)"
+    )
+    if not any(map(os.path.exists, DRIVERS)):
+        subprocess.run([sys.executable, "-c", code, json.dumps(lines)], check=True)
 
 
 def test_every_help_page_has_examples_that_can_be_typed() -> None:

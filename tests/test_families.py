@@ -11,13 +11,14 @@ import torch
 from media import footage, picture
 from test_model_spec import real_bytes
 from tiny import FEW, MODELS, TEXT_MODELS, Tiny, gemma3, llama, llava, qwen2_5_vl, smolvlm, tokenizer
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PixtralVisionConfig
+from transformers import AutoModelForImageTextToText, LlavaConfig, PixtralVisionConfig
 
 from edgemllm import policies
 from edgemllm.errors import DoesNotFitError, MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import loading, shipped
 from edgemllm.models.chat import Sampling
+from edgemllm.models.facts import recorded
 from edgemllm.models.families import families, family_of
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.random_weights import byte_tokenizer, random_model
@@ -96,13 +97,18 @@ def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
         assert 256 * shape.token_bytes(policy) + shape.fixed_bytes(policy, 32) == pytest.approx(session.kv()["bytes"], rel=0.05)
 
 
+def test_the_recorded_facts_of_the_demo_are_those_of_its_configuration() -> None:
+    assert loading.locate("demo").facts() == recorded("demo"), "python -m lab.facts"
+
+
 @pytest.mark.parametrize("name", shipped.names())
 def test_shipped_configurations_are_whole(name: str) -> None:
-    config = AutoConfig.for_model(**shipped.read(name))
-    assert ModelSpec.from_config(config).parameters == shipped.parameters(name)
-    family = family_of(config.model_type)
+    checkpoint = loading.locate(f"random:{name}")
+    config, family, facts = checkpoint.config, checkpoint.family, checkpoint.facts()
+    assert facts.spec.parameters == shipped.parameters(name)
+    assert facts == recorded(f"random:{name}"), "python -m lab.facts"
     family.check(config)
-    sizes = family.sizes(config)
+    sizes = facts.sizes
     assert bool(sizes.image_tokens) == hasattr(config, "vision_config")
     words = byte_tokenizer(config)
     text = "How many? Zwölf.\n"

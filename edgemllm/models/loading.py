@@ -10,15 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from edgemllm.choices import ITEM_BYTES
 from edgemllm.device.heap import keep_heap, release_freed_pages
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import hub, shipped
 from edgemllm.models.configuration import read_config, read_tokenizer
+from edgemllm.models.facts import ModelFacts
 from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.quantisation import method_of, recipe, stored_as, without_cpu_repacking
-from edgemllm.models.spec import ModelSpec
+from edgemllm.models.spec import ModelSpec, cache_spec
 from edgemllm.models.weights import check_complete
 
 __all__ = ["DEMO", "Checkpoint", "load", "locate"]
@@ -60,6 +62,12 @@ class Checkpoint:
         if not self.prequantised_with or self.folder is None:
             return spec
         return replace(spec, stored_bytes=sum(path.stat().st_size for path in self.folder.glob("*.safetensors")))
+
+    def facts(self, detail: Detail = ANY) -> ModelFacts:
+        """Return what planning has to know of it. Raises UsageError for a `detail` or layers that are not offered."""
+        sizes = self.family.sizes(self.config, detail)
+        shape = cache_spec(self.config.get_text_config(), ITEM_BYTES["bfloat16"], self.family.axes)
+        return ModelFacts(self.spec, sizes, shape, self.prequantised_with, self.stored_as)
 
 
 def locate(

@@ -6,6 +6,8 @@ from edgemllm.cache.scratch import Scratch
 from edgemllm.choices import ITEM_BYTES
 from edgemllm.models.spec import ModelSpec, VisionSpec
 
+FRAMES_AT_ONCE = 8
+"""Frames that go through the vision tower together: bounds its memory."""
 WEIGHT_BYTES = 12
 """Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
 

@@ -27,7 +27,8 @@ from edgemllm.media.detail import Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
-from edgemllm.session import FRAMES_AT_ONCE, Session
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
+from edgemllm.session import Session
 from lab.measure import pages
 
 HEIGHT, WIDTH, PIECE = 360, 640, 600

@@ -18,8 +18,9 @@ from edgemllm.commands.recall.run import SHORT, Stream, branch
 from edgemllm.commands.recall.score import Tally, paired
 from edgemllm.errors import EdgeError
 from edgemllm.models import loading
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.policies.base import CachePolicy
-from edgemllm.session import FRAMES_AT_ONCE, Session
+from edgemllm.session import Session
 from lab.measure import pages
 from lab.measure.policy import build
 

@@ -20,8 +20,9 @@ from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.screen import Display, remembered
-from edgemllm.session import FRAMES_AT_ONCE, Session
+from edgemllm.session import Session
 
 
 @dataclass

@@ -9,9 +9,8 @@ from edgemllm.commands.plan.command import over_profiles
 from edgemllm.commands.plan.report import table
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import MissingError
-from edgemllm.launch import Request
+from edgemllm.launch import Request, facts_of
 from edgemllm.models import shipped
-from edgemllm.models.loading import locate
 
 
 def show(name: str) -> None:
@@ -20,13 +19,14 @@ def show(name: str) -> None:
     close = shipped.matching(name)
     if model == name != "demo" and close and "/" not in name and not Path(name).is_dir():
         raise MissingError(f"no model named {name}", f"edgemllm models {' | '.join(close)}")
-    checkpoint = locate(model, offline=True)
-    spec, sizes = checkpoint.spec, checkpoint.family.sizes(checkpoint.config)
+    request = Request(model, offline=True)
+    facts = facts_of(request)
+    spec, sizes = facts.spec, facts.sizes
     inputs = ["text"]
     inputs += [f"images (up to {sizes.image_tokens} tokens)"] if sizes.image_tokens else []
     inputs += [f"video (up to {sizes.frame_tokens} tokens a frame)"] if sizes.frame_tokens else []
     count = f"{spec.parameters / 1e6:,.1f} million" if spec.parameters < 1e8 else f"{spec.parameters / 1e9:.2f} billion"
-    print(f"{name}: {checkpoint.config.model_type}, {count} parameters, {', '.join(inputs)}")
+    print(f"{name}: {spec.model_type}, {count} parameters, {', '.join(inputs)}")
     weights = [f"{quant} {human_bytes(spec.weights_bytes(quant, 'bfloat16'))}" for quant in QUANTISATIONS]
-    print(f"weights: {', '.join(weights)}" if not checkpoint.prequantised_with else f"weights: {checkpoint.prequantised_with}")
-    print(table(over_profiles(Request(model, offline=True), checkpoint)))
+    print(f"weights: {', '.join(weights)}" if not facts.prequantised_with else f"weights: {facts.prequantised_with}")
+    print(table(over_profiles(request, facts)))

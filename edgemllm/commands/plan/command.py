@@ -12,9 +12,9 @@ from edgemllm.commands.events import Events, headed, write
 from edgemllm.commands.plan.report import arithmetic, table
 from edgemllm.device import profiles
 from edgemllm.errors import DoesNotFitError
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Decision, Request, facts_of, plan_only
 from edgemllm.models import shipped
-from edgemllm.models.loading import Checkpoint, locate
+from edgemllm.models.facts import ModelFacts
 
 
 def plan(run: options.RequestOptions, size: options.DetailOptions, output: options.JsonOptions) -> None:
@@ -29,26 +29,26 @@ def plan(run: options.RequestOptions, size: options.DetailOptions, output: optio
 
 
 def _one(request: Request, output: options.JsonOptions) -> None:
-    launch = prepare(request, plan_only=True)
-    code = 0 if launch.plan.fits else 4
+    made = plan_only(request)
+    code = 0 if made.plan.fits else 4
     if output.either:
-        write(headed("plan", launch.plan.as_json()))
+        write(headed("plan", made.plan.as_json()))
         Events("plan", jsonl=output.jsonl).close(code, {})
     else:
-        print(f"{request.model} on {launch.profile.title}: {launch.policy_name}, weights {launch.quant}, {launch.dtype}")
-        print(arithmetic(launch.plan))
+        print(f"{request.model} on {made.profile.title}: {made.policy_name}, weights {made.quant}, {made.dtype}")
+        print(arithmetic(made.plan))
     raise typer.Exit(code)
 
 
-def over_profiles(request: Request, checkpoint: Checkpoint | None = None) -> dict[str, Launch | DoesNotFitError]:
+def over_profiles(request: Request, facts: ModelFacts | None = None) -> dict[str, Decision | DoesNotFitError]:
     """Plan for every device with a profile; the error where the KV budget alone is out of the question."""
-    checkpoint = checkpoint or locate(request.model, request.offline, request.trust_remote_code)
-    found: dict[str, Launch | DoesNotFitError] = {}
+    facts = facts or facts_of(request)
+    found: dict[str, Decision | DoesNotFitError] = {}
     for name in profiles.names():
         if profiles.load(name).memory is None:
             continue  # what is free there is not known
         try:
-            found[name] = prepare(replace(request, profile=name), plan_only=True, checkpoint=checkpoint)
+            found[name] = plan_only(replace(request, profile=name), facts)
         except DoesNotFitError as error:
             found[name] = error
     return found
@@ -67,8 +67,8 @@ def _every_profile(request: Request, json: bool) -> None:
     raise typer.Exit(0 if any(not isinstance(made, DoesNotFitError) and made.plan.fits for made in found.values()) else 4)
 
 
-def _body(launch: Launch) -> dict[str, Any]:
-    return {"quant": launch.quant, **launch.plan.as_json()}
+def _body(made: Decision) -> dict[str, Any]:
+    return {"quant": made.quant, **made.plan.as_json()}
 
 
 def _every_model(request: Request) -> None:
@@ -82,7 +82,7 @@ def _every_model(request: Request) -> None:
         print(f"| {name} | {' | '.join(_cell(made) for made in found.values())} |", flush=True)
 
 
-def _cell(made: Launch | DoesNotFitError) -> str:
+def _cell(made: Decision | DoesNotFitError) -> str:
     if isinstance(made, DoesNotFitError) or not made.plan.fits:
         return "-"
     return f"{made.quant} {made.plan.kv_budget_tokens}"

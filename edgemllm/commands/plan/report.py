@@ -8,11 +8,11 @@ from edgemllm.commands.events import headed, write
 from edgemllm.commands.tables import aligned
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import DoesNotFitError
-from edgemllm.launch import Launch
+from edgemllm.launch import Decision
 from edgemllm.planning.plan import Plan
 
 
-def stop_after(launch: Launch, json: bool) -> None:
+def stop_after(launch: Decision, json: bool) -> None:
     """End a command with its plan: exit 0 if it fits, 4 if not."""
     if json:
         write(headed("plan", launch.plan.as_json()))
@@ -42,7 +42,7 @@ def arithmetic(made: Plan) -> str:
     return "\n".join(lines)
 
 
-def table(found: dict[str, Launch | DoesNotFitError]) -> str:
+def table(found: dict[str, Decision | DoesNotFitError]) -> str:
     """Show a line for every device."""
     head = ("profile", "quant", "weights", "vision", "activ.", "kv", "total", "free", "kv tokens", "tok/s <=", "verdict")
     rows: list[tuple[str, ...]] = [head]

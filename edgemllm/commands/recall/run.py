@@ -20,7 +20,8 @@ from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import Clip, ModelFamily
-from edgemllm.session import FRAMES_AT_ONCE, Session
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
+from edgemllm.session import Session
 
 SHORT = Sampling(max_tokens=6)
 ROUNDS = 4

@@ -19,8 +19,8 @@ from edgemllm.media.frame import Frame
 from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
 from edgemllm.media.typed_lines import TypedLines
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.screen import remembered, status, strip
-from edgemllm.session import FRAMES_AT_ONCE
 from edgemllm.units import clock
 
 STATS_S = 60.0

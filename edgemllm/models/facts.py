@@ -1,0 +1,52 @@
+"""What planning has to know of a model, and the record of it for the models that come with edgemllm.
+
+Counting parameters takes the model's own classes, which take torch and seconds to import. So the counts of every shipped
+model are kept in `configs/facts.json`, written by `python -m lab.facts`, which a test compares with what they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from edgemllm.cache.size import CacheSpec
+from edgemllm.device.profiles import configs_folder
+from edgemllm.models.spec import LinearShape, ModelSpec, Sizes, VisionSpec
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The sizes of a model's weights, pictures and cache."""
+
+    spec: ModelSpec
+    sizes: Sizes
+    """What its pictures take at the detail that was asked for."""
+
+    shape: CacheSpec
+    """Of its KV cache at 2 bytes a number; planning puts in those of the dtype."""
+
+    prequantised_with: str = ""
+    """The method it was quantised with beforehand, or nothing."""
+
+    stored_as: str = ""
+    """Its quantisation as `--quant` and our JSON name it, or nothing."""
+
+
+def recorded(name: str) -> ModelFacts | None:
+    """Return the facts of `demo` or `random:NAME` at full detail, without importing torch; None for any other model."""
+    found = _file().get(name)
+    if found is None:
+        return None
+    spec, shape = found["spec"], found["shape"]
+    linears = tuple(LinearShape(**each) for each in spec["linears"])
+    vision = None if spec["vision"] is None else VisionSpec(**spec["vision"])
+    whole = {**spec, "linears": linears, "vision": vision, "not_quantised": tuple(spec["not_quantised"])}
+    return ModelFacts(ModelSpec(**whole), Sizes(**found["sizes"]), CacheSpec(**{**shape, "windows": tuple(shape["windows"])}))
+
+
+@functools.cache
+def _file() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((configs_folder() / "facts.json").read_text(encoding="utf-8"))
+    return found
