@@ -17,19 +17,25 @@ WAITING = 300
 """Seconds until a command counts as stuck."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["edgemllm.cli.main", "edgemllm.commands.chat.run", "edgemllm.models.loading"])
+_server.set_forkserver_preload([
+    "edgemllm.cli.main", "edgemllm.models.loading", "edgemllm.models.families.llava_onevision",
+    *(f"edgemllm.commands.{name}.command" for name in ("chat", "stream", "plan", "recall", "perplexity", "bench")),
+    "transformers.models.llava_onevision.modeling_llava_onevision", "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.siglip.modeling_siglip", "transformers.models.auto.tokenization_auto", "transformers.generation.utils",
+    "transformers.convert_slow_tokenizer", "transformers.integrations.mistral", "jinja2.sandbox", "psutil",
+])  # fmt: skip
 
 
 class Running:
     """A command that runs: what it has written so far, and how it ends."""
 
-    def __init__(self, arguments: tuple[str, ...], stdin: str, cwd: Path | None, environment: dict[str, str]) -> None:
+    def __init__(self, arguments: tuple[str, ...], stdin: str | bytes, cwd: Path | None, environment: dict[str, str]) -> None:
         self.arguments = arguments
         clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
         self._folder = tempfile.TemporaryDirectory()
         self._files = files = [Path(self._folder.name, name) for name in ("in", "out", "err")]
-        for file, text in zip(files, (stdin, "", ""), strict=True):
-            file.write_text(text)
+        for file, content in zip(files, (stdin, "", ""), strict=True):
+            file.write_bytes(content.encode() if isinstance(content, str) else content)
         self.process = _server.Process(target=_command, args=(arguments, files, cwd or Path.cwd(), {**clean, **environment}))
         self.process.start()
 
@@ -64,12 +70,14 @@ class Running:
             return subprocess.CompletedProcess(self.arguments, self.process.exitcode, self.stdout, self.stderr)
 
 
-def start(*arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> Running:
+def start(*arguments: str, stdin: str | bytes = "", cwd: Path | None = None, **environment: str) -> Running:
     """Begin `edgemllm ARGUMENTS` with no settings but those of `environment`."""
     return Running(arguments, stdin, cwd, environment)
 
 
-def run(*arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str | bytes = "", cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `edgemllm ARGUMENTS` to its end."""
     return start(*arguments, stdin=stdin, cwd=cwd, **environment).end()
 

@@ -8,11 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import run, type_to
+from command import run, start, type_to
 
 from edgemllm import policies
 from edgemllm.device.detect import DRIVERS
@@ -234,36 +233,17 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run_with_its_output(number: int, code: int) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "edgemllm",
-            "chat",
-            "--video",
-            str(LECTURE),
-            "--fps",
-            "10",
-            "--kv-budget",
-            "128",
-            "--json",
-            "hi",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "EDGEMLLM_PROGRESS": "plain"},
+    running = start(
+        "chat", "--video", str(LECTURE), "--fps", "10", "--kv-budget", "128", "--json", "hi", EDGEMLLM_PROGRESS="plain"
     )
-    assert process.stderr is not None
-    process.stderr.readline()  # the first line of the meter: it is watching
-    time.sleep(0.2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    found = json.loads(out)
+    running.wait_for("  kv ")  # the first line of the meter: it is watching
+    running.send(number)
+    done = running.end(60)
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stdout)
     assert found["kv"]["seen_tokens"] > 0
     assert 0 < 4 * found["video"]["frames_seen"] <= found["kv"]["seen_tokens"], "frames decoded ahead were not seen"
-    assert "Traceback" not in err
+    assert "Traceback" not in done.stderr
 
 
 def test_known_models_and_where_one_fits() -> None:

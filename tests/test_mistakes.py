@@ -64,13 +64,13 @@ def test_a_configuration_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     assert "edgemllm.toml is not valid TOML" in done.stderr
 
 
-def test_bytes_that_are_not_utf8_end_no_conversation(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_end_no_conversation() -> None:
     """Neither on standard input, nor as an argument."""
-    words = [sys.executable, "-m", "edgemllm", "chat", "--max-tokens", "3", "-q"]
-    done = subprocess.run(words, input=b"\xff\xfe hi\nWhat is it?\n", capture_output=True, check=False)
+    words = ("chat", "--max-tokens", "3", "-q")
+    done = run(*words, stdin=b"\xff\xfe hi\nWhat is it?\n")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
-    done = subprocess.run([*words, b"\xff\xfe hi"], capture_output=True, check=False)
+    done = run(*words, os.fsdecode(b"\xff\xfe hi"))
     assert done.returncode == 0, done.stderr
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from camera import Camera, picture
+from command import WAITING, Running, run, start
 from typer.testing import CliRunner, Result
 
 from edgemllm import policies, screen, session_file
@@ -55,29 +56,25 @@ def invoke(*arguments: str, stdin: str | None = None, code: int = 0) -> Result:
     return done
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """A process of its own, for signals."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "edgemllm", "stream", *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**clean, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-
-
 def events(text: str, kind: str | None = None) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in text.splitlines()]
     return [event for event in found if kind in (None, event["event"])]
 
 
-def wait_for(process: subprocess.Popen[str], kind: str, seen: list[dict[str, Any]]) -> dict[str, Any]:
+def wait_for(running: Running, kind: str, seen: list[dict[str, Any]]) -> dict[str, Any]:
     """Read events into `seen` up to the next of a kind."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        seen.append(json.loads(line))
-        if seen[-1]["event"] == kind:
-            return seen[-1]
-    raise AssertionError(f"no {kind}: {seen[-3:]} {process.communicate()[1]}")
+    ends = time.monotonic() + WAITING
+    while time.monotonic() < ends:
+        alive = running.process.is_alive()
+        whole = running.stdout.rpartition("\n")[0]
+        for event in events(whole)[len(seen) :]:
+            seen.append(event)
+            if event["event"] == kind:
+                return event
+        if not alive:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"no {kind}: {seen[-3:]} {running.stderr}")
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------
@@ -150,12 +147,9 @@ def test_similar_frames_are_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_images_on_standard_input() -> None:
-    command = [sys.executable, "-m", "edgemllm", "stream", "-", *ASKING, "--every", "2s", "--jsonl", "-q"]
-    done = subprocess.run(
-        command, input=b"".join(picture(number) for number in range(6)), capture_output=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-    assert [event["video_s"] for event in events(done.stdout.decode(), "answer")] == [2.0, 4.0]
+    images = b"".join(picture(number) for number in range(6))
+    done = run("stream", "-", *ASKING, "--every", "2s", "--jsonl", "-q", stdin=images)
+    assert [event["video_s"] for event in events(done.stdout, "answer")] == [2.0, 4.0]
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------
@@ -279,13 +273,13 @@ def test_a_stream_put_to_sleep_and_woken_goes_on_as_without_the_break(demo: Mode
 def test_kill_9_after_a_save_loses_only_what_came_behind_it(tmp_path: Path) -> None:
     path, common = tmp_path / "state.edge", (LECTURE, *ASKING, "--every", "8s", "--end", "60", "--jsonl", "-q")
     whole = [event["answer"] for event in events(invoke(*common).stdout, "answer")]
-    process, seen = start(*common, "--save", str(path)), []
-    wait_for(process, "answer", seen)
-    wait_for(process, "answer", seen)
-    process.send_signal(signal.SIGUSR1)
-    wait_for(process, "saved", seen)
-    process.kill()
-    process.communicate()
+    running, seen = start("stream", *common, "--save", str(path)), []
+    wait_for(running, "answer", seen)
+    wait_for(running, "answer", seen)
+    running.send(signal.SIGUSR1)
+    wait_for(running, "saved", seen)
+    running.send(signal.SIGKILL)
+    running.end()
     before = [event["answer"] for event in seen if event["event"] == "answer"]
     after = events(invoke(*common, "--resume", str(path)).stdout, "answer")
     assert before + [event["answer"] for event in after] == whole
@@ -295,17 +289,17 @@ def test_kill_9_after_a_save_loses_only_what_came_behind_it(tmp_path: Path) -> N
 def test_sigterm_during_an_answer_flushes_and_the_question_is_asked_again(tmp_path: Path) -> None:
     path = tmp_path / "state.edge"
     common = (LECTURE, *ASKING, "--every", "8s", "--end", "12", "--save", str(path), "--resume", str(path))
-    process = start(*common, "--max-tokens", "100000", "--temperature", "3")
-    assert process.stdout is not None
-    first = process.stdout.read(60)  # the time stamp, the question, and the beginning of an answer without end
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)  # as `timeout` does
-    rest, err = process.communicate(timeout=300)
-    assert process.returncode == 143, err
-    assert (first + rest).startswith(f"00:00:08\t{QUESTION}\t")
-    assert (first + rest).endswith("\n")
-    assert "saved to" in err
-    assert "--resume asks it again" in err
+    running = start("stream", *common, "--max-tokens", "100000", "--temperature", "3")
+    while len(running.stdout) < 60 and running.process.is_alive():
+        time.sleep(0.02)  # the time stamp, the question, and the beginning of an answer without end
+    running.send(signal.SIGTERM)
+    running.send(signal.SIGTERM)  # as `timeout` does
+    ended = running.end()
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stdout.startswith(f"00:00:08\t{QUESTION}\t")
+    assert ended.stdout.endswith("\n")
+    assert "saved to" in ended.stderr
+    assert "--resume asks it again" in ended.stderr
     done = invoke(*common, "--jsonl")
     assert "continuing from" in done.stderr
     answers = events(done.stdout, "answer")
@@ -405,28 +399,28 @@ def test_the_meter_keeps_out_of_answers_that_go_to_the_same_file(
 
 def test_a_camera_is_watched_across_a_gap_and_the_gap_is_told() -> None:
     camera, seen = Camera(), []
-    process = start(camera.address, *ASKING, "--every", "1s", "--fps", "4", "--jsonl")
+    running = start("stream", camera.address, *ASKING, "--every", "1s", "--fps", "4", "--jsonl")
     try:
-        wait_for(process, "answer", seen)
+        wait_for(running, "answer", seen)
         camera.unplug()
-        wait_for(process, "lost", seen)
+        wait_for(running, "lost", seen)
         time.sleep(1.0)
         camera.plug_in()
-        back = wait_for(process, "back", seen)
-        wait_for(process, "answer", seen)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=300)
+        back = wait_for(running, "back", seen)
+        wait_for(running, "answer", seen)
+        running.send(signal.SIGTERM)
+        done = running.end()
     finally:
-        process.kill()
+        running.process.kill()
         camera.unplug()
-    seen += events(out)
-    assert process.returncode == 143, err
+    seen = events(done.stdout)
+    assert done.returncode == 143, done.stderr
     assert back["gap_s"] > 1.0
     video = [event for event in seen if event["event"] == "stats"][-1]["video"]
     assert video["frames_missed"] == back["frames_missed"] > 0
     assert video["frames_seen"] > 4
-    assert "connecting again" in err
-    assert "is back after" in err
+    assert "connecting again" in done.stderr
+    assert "is back after" in done.stderr
     assert seen[-1] == {"schema": "edgemllm/1", "event": "end", "exit_code": 143}
 
 
