@@ -30,7 +30,7 @@ def check_complete(name: str, model: Any, info: Mapping[str, Any]) -> None:
             f"model {name} lacks {len(missing)} of {total} tensors, first {missing[0]}{foreign}",
             "fetch or convert it again",
         )
-    wrong = sorted(info["mismatched_keys"])
+    wrong = sorted(info["mismatched_keys"]) or sorted(_of_other_shapes(model))
     if wrong:
         key, found, wanted = wrong[0]
         raise MissingError(
@@ -45,6 +45,19 @@ def check_complete(name: str, model: Any, info: Mapping[str, Any]) -> None:
             raise MissingError(
                 f"model {name} has {block[0]}, a block more than its config.json says", "fetch config.json again"
             )
+
+
+def _of_other_shapes(model: Any) -> list[tuple[str, torch.Size, torch.Size]]:
+    """Tensors of a model quantised on loading whose shape is not its architecture's, as (name, found, wanted).
+
+    transformers compares shapes itself, but in 5.20, the last for Python 3.10, not beside a quantizer.
+    """
+    if getattr(model, "hf_quantizer", None) is None:
+        return []
+    with torch.device("meta"):
+        wanted = {key: tensor.shape for key, tensor in type(model)(model.config).state_dict().items()}
+    found = {key: getattr(getattr(tensor, "quant_state", tensor), "shape", None) for key, tensor in model.named_parameters()}
+    return [(key, shape, wanted[key]) for key, shape in found.items() if key in wanted and shape and shape != wanted[key]]
 
 
 def not_finite(name: str, model: Any) -> EdgeError:
