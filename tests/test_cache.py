@@ -65,7 +65,7 @@ def test_a_long_stream_stays_within_every_layers_budget(name: str, size: int) ->
     policy = built(name)
     cache = tiny.new_cache(policy, budgets, size)
     bytes_seen, places, first_bytes = set(), set(), 0
-    for part in tiny.text_chunk(random_ids(400)).split(size):
+    for part in tiny.text_chunk(random_ids(400 if size > 1 else 150)).split(size):
         assert forward(tiny.text, cache, part).isfinite().all()
         first_bytes = first_bytes or cache.nbytes
         bytes_seen.add(cache.nbytes)
@@ -187,10 +187,10 @@ def test_renumbered_cache_equals_a_fresh_prompt_of_the_survivors_in_one_layer() 
 
 def test_streaming_llm_keeps_exactly_sinks_and_window() -> None:
     tiny = llama()
-    tiny.run(tiny.text_chunk(random_ids(300)), 1, StreamingLLM(), 32)
-    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [0, 1, 2, 3, *range(272, 300)]
-    tiny.run(tiny.text_chunk(random_ids(300)), 1, Window(), 32)
-    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [*range(268, 300)]
+    tiny.run(tiny.text_chunk(random_ids(100)), 1, StreamingLLM(), 32)
+    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [0, 1, 2, 3, *range(72, 100)]
+    tiny.run(tiny.text_chunk(random_ids(100)), 1, Window(), 32)
+    assert tiny.cache.layers[2].positions[0, 0, 0].tolist() == [*range(68, 100)]
 
 
 def test_attention_seen_by_a_policy_is_conserved() -> None:

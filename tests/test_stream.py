@@ -28,6 +28,7 @@ from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.commands.stream.run import Stream
 from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.errors import EdgeError
+from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.feed import Feed
 from edgemllm.media.frame import Frame
 from edgemllm.media.similarity import Similarity
@@ -44,9 +45,19 @@ QUESTION = "What is on the screen now?"
 ASKING = ("--ask", QUESTION, "--max-tokens", "3", "--kv-budget", "96", "--chunk", "16")
 
 
-@pytest.fixture(scope="module")
-def demo() -> ModelFamily:
-    return loading.load(loading.locate("demo"))
+@pytest.fixture(scope="module", autouse=True)
+def demo() -> Iterator[ModelFamily]:
+    """The demo model, loaded once; commands that run in this process get it when they load the same."""
+    load = loading.load
+    family = load(loading.locate("demo"))
+
+    def loaded(checkpoint: Any, quant: str, dtype: str, device: str, trust: bool, detail: Detail) -> ModelFamily:
+        same = (checkpoint.name, quant, dtype, device, detail) == ("demo", "none", "float32", "cpu", ANY)
+        return family if same else load(checkpoint, quant, dtype, device, trust, detail)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load", loaded)
+        yield family
 
 
 def invoke(*arguments: str, stdin: str | None = None, code: int = 0) -> Result:
