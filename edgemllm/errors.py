@@ -31,6 +31,10 @@ class MissingError(EdgeError):
     exit_code = 3
 
 
+class TextError(MissingError):
+    """A text is no text from some byte on, or cannot be read any more."""
+
+
 class DoesNotFitError(EdgeError):
     """It would not fit in memory or in the KV budget; nothing was loaded."""
 

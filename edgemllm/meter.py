@@ -19,6 +19,10 @@ class Meter:
     """Seconds of the latest video shown so far."""
     skipped: int = 0
     """Frames of a stream left out because they hardly differed from the one before."""
+    lines: int = 0
+    """Lines of text read so far, of all documents."""
+    text_bytes: int = 0
+    text_tokens: int = 0
     dropped: int = 0
     """Frames of a live stream that the model was too slow for."""
 

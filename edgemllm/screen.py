@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from edgemllm.device import memory
 from edgemllm.device.memory import human_bytes
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from edgemllm.session import Session
+
+Kind = Literal["video", "text"]
 
 HERTZ = 4
 PLAIN_SECONDS = 5.0
@@ -37,13 +39,15 @@ class Display:
         self.shown = time.monotonic()
         self.expected: int | None = None
         """Frames the running video will bring."""
+        self.expected_bytes: int | None = None
+        """Bytes of text that will have been read when the running document ends."""
         self.paused = False
         self._prompt = ""
         self._live: Live | None = None
 
     def step(self, session: Session) -> None:
         """Show the session; called after every forward pass."""
-        self.update(lambda: status(session, self.device, self.expected))
+        self.update(lambda: status(session, self.device, self.expected, self.expected_bytes))
 
     def update(self, line: Callable[[], str]) -> None:
         """Draw what `line` says, at most a few times a second."""
@@ -119,7 +123,7 @@ def _same_file(one: TextIO, other: TextIO) -> bool:
         return False
 
 
-def status(session: Session, device: str, expected: int | None = None) -> str:
+def status(session: Session, device: str, expected: int | None = None, expected_bytes: int | None = None) -> str:
     """Return one line: where we are, what the cache holds, what memory and speed are."""
     kv, meter = session.kv(), session.meter
     budget = kv["budget_tokens"]
@@ -133,27 +137,45 @@ def status(session: Session, device: str, expected: int | None = None) -> str:
     left_out = [f"{name} {count}" for name, count in (("skipped", meter.skipped), ("dropped", meter.dropped)) if count]
     frames = f"frames {meter.frames}{f'/{expected}' if expected else ''}" if meter.frames else ""
     frames += (f" ({', '.join(left_out)})" if left_out else "") + ("  " if meter.frames else "")
+    where = f"line {meter.lines:,}" if meter.lines else ""
+    where += f" ({min(1.0, meter.text_bytes / expected_bytes):.0%})" if where and expected_bytes else ""
+    where = "  ".join([clock(meter.video_s)] * bool(meter.video_s or not where) + [where] * bool(where))
     return (
-        f"{clock(meter.video_s)}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
+        f"{where}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
         f"evicted {kv['evicted_tokens']}  {in_use}  {speed}"
     )
 
 
 def remembered(session: Session) -> str:
-    """Return what eviction has cost: tokens dropped, and which part of the video is still, at least partly, in the cache."""
-    kv = session.kv()
+    """Return what eviction has cost: tokens dropped, and which video and text is still, at least partly, in the cache."""
+    kv, meter = session.kv(), session.meter
     if not kv["evicted_tokens"]:
         return f"nothing evicted: all {kv['seen_tokens']} tokens are in the cache"
     text = f"{kv['evicted_tokens']} of {kv['seen_tokens']} tokens evicted"
-    times = session.cache.remembered_times()
-    if session.meter.frames and len(times):
-        text += (
-            f"; remembering {clock(float(times[0]))} … {clock(float(times[-1]))}, "
-            f"{len(times)} of {session.meter.frames} frames at least partly"
-        )
-    elif session.meter.frames:
-        text += f"; none of {session.meter.frames} frames is left"
+    kinds: tuple[tuple[int, Kind, str, Callable[[float], str]], ...] = (
+        (meter.frames, "video", "frames", clock),
+        (meter.lines, "text", "lines", lambda number: f"line {number:,.0f}"),
+    )
+    for count, kind, what, place in kinds:
+        found = session.remembered(kind) if count else []
+        if len(found):
+            first, last = place(found[0]), place(found[-1])
+            text += f"; remembering {first} … {last}, {len(found):,} of {count:,} {what} at least partly"
+        elif count:
+            text += f"; none of {count:,} {what} is left"
     return text
+
+
+def spans(session: Session) -> list[list[int]]:
+    """Return first and last line of each part of the text that is still in the cache; gaps below 1% of it are closed."""
+    lines = map(int, session.remembered("text"))
+    found: list[list[int]] = []
+    for line in lines:
+        if found and line - found[-1][1] <= max(1, session.meter.lines // 100):
+            found[-1][1] = line
+        else:
+            found.append([line, line])
+    return found
 
 
 def budget_change(run: Mapping[str, Any], session: Session) -> str:
@@ -165,16 +187,20 @@ def budget_change(run: Mapping[str, Any], session: Session) -> str:
     return f"; the KV budget is {words[0]} now, it was {words[1]}"
 
 
-def strip(session: Session, width: int = 60) -> str:
-    """Return the video as a row of blocks, from empty to full by the share of its frames still in the cache."""
-    times: Any = session.cache.remembered_times()
-    length = session.meter.video_s
-    if not session.meter.frames or length <= 0:
-        return "no video yet"
+def strips(session: Session) -> list[str]:
+    """Return video and text as rows of blocks, from empty to full by the share of frames or lines still in the cache."""
+    meter, rows = session.meter, []
+    if meter.frames and meter.video_s > 0:
+        rows.append(f"00:00:00 {_strip(session, 'video', meter.video_s, meter.frames)} {clock(meter.video_s)}")
+    if meter.lines:
+        rows.append(f"line 1 {_strip(session, 'text', meter.lines, meter.lines)} line {meter.lines:,}")
+    return rows or ["no video and no text yet"]
+
+
+def _strip(session: Session, kind: Kind, length: float, count: int, width: int = 60) -> str:
     levels = " ▁▂▃▄▅▆▇█"
     counts = [0] * width
-    for seconds in times.tolist():
-        counts[min(width - 1, int(seconds / (length + 1e-6) * width))] += 1
-    each = max(1.0, session.meter.frames / width)
-    blocks = "".join(levels[min(8, -int(-8 * count // each))] for count in counts)
-    return f"00:00:00 |{blocks}| {clock(length)}"
+    for place in session.remembered(kind):
+        counts[min(width - 1, int(place / (length + 1e-6) * width))] += 1
+    each = max(1.0, count / width)
+    return f"|{''.join(levels[min(8, -int(-8 * count // each))] for count in counts)}|"

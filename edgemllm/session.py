@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from edgemllm.cache.attention import forward
-from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.media.images import read_image
+from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
-from edgemllm.models.chat import ChatFormat, Detokenizer, Sampling, choose
+from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.tokens import Token, end_of, pieces, tokenize
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
@@ -52,9 +55,11 @@ class Session:
     first: bool = True
     """Nothing was asked yet."""
     media: list[str] = field(default_factory=list)
-    """Media already shown in the turn that the next question closes."""
+    """What was shown last in the turn that the next question closes."""
     clip: Clip | None = None
     """The running video, which `see` continues."""
+    context: str | None = None
+    """The end of the running document, which `read_on` continues."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
     last: Tensor | None = field(default=None, repr=False, compare=False)
@@ -90,7 +95,8 @@ class Session:
     def clear(self) -> None:
         """Forget everything."""
         self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
-        self.meter, self.position, self.first, self.media, self.clip, self.last = Meter(), 0, True, [], None, None
+        self.meter, self.position, self.first, self.media = Meter(), 0, True, []
+        self.clip, self.context, self.last = None, None, None
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -163,6 +169,52 @@ class Session:
         self.feed(self.family.image(frame, self.position))
 
     @torch.inference_mode()
+    def read(self, text: str | os.PathLike[str] | Text) -> int:
+        """Read a text of any length, as it comes: a file (a path) or the text itself. The next `ask` closes the turn.
+
+        Returns how many of its tokens were read. Raises MissingError where it is empty, or cannot be read to its end.
+        """
+        source = Text([os.fspath(text)]) if isinstance(text, os.PathLike) else text
+        blocks = [source] if isinstance(source, str) else source.blocks(lambda: self.stopped)
+        before, piece = self.meter.text_tokens, ""
+        self.stopped = False
+        for _, next_piece in pieces(blocks, 8 * self.chunk):  # about two chunks: a stop is heard soon
+            self.read_on(next_piece, begin=not piece)
+            piece = next_piece
+            if self.stopped:
+                break
+        if not (piece or self.stopped):
+            raise empty("it" if isinstance(source, str) else source.name)
+        self.meter.lines += bool(piece) and not piece.endswith("\n")
+        self._close()
+        return self.meter.text_tokens - before
+
+    @torch.inference_mode()
+    def read_on(self, piece: str, begin: bool = False) -> None:
+        """Read the next piece of a document, cut at a line or between two words; the first one begins it. `ask` ends it.
+
+        All of it is read, however soon a stop comes.
+        """
+        if begin or self.context is None:
+            self._open(TEXT)
+            self.context = ""
+        assert self.context is not None
+        tokens = tokenize(self.family.tokenizer, self.context, piece, special=False)
+        for start in range(0, len(tokens), self.chunk):
+            self._take(tokens[start : start + self.chunk])
+        self.context = end_of(self.context, piece)
+
+    def _take(self, tokens: Sequence[Token]) -> None:
+        """Feed tokens of a document, each with the number of the line in which it begins."""
+        ends = [0, *itertools.accumulate(lines for _, _, lines in tokens)]
+        chunk = self.family.text([token for token, _, _ in tokens], self.position)
+        lines = torch.tensor([ends[:-1]], dtype=torch.float32, device=self.family.device)
+        self.feed(dataclasses.replace(chunk, time=lines + 1 + self.meter.lines))
+        self.meter.lines += ends[-1]
+        self.meter.text_bytes += sum(size for _, size, _ in tokens)
+        self.meter.text_tokens += len(tokens)
+
+    @torch.inference_mode()
     def ask(self, question: str, sampling: Sampling = GREEDY) -> Iterator[str]:
         """Answer a question about everything seen so far, piece by piece; nothing is asked before the first is taken."""
         self._close()
@@ -175,17 +227,18 @@ class Session:
         yield from self._generate(logits, sampling)
 
     def _open(self, kind: str) -> None:
-        if self._tokens[kind] is None:
+        if kind != TEXT and self._tokens[kind] is None:
             raise UsageError(f"this model takes no {kind} input", "choose a multimodal model, such as --model demo")
         self._close()
         self.stopped = False
         piece = self.format.turn([*self.media, kind], self.first, self.system)[len(self.media)]
         if piece:
             self.feed(self._text(piece))
-        self.media.append(kind)
+        self.media = [kind]  # what is written before the next one does not depend on those before the last
 
     def _close(self) -> None:
-        """End the running video."""
+        """End the running video or document."""
+        self.context = None
         clip, self.clip = self.clip, None
         end = clip.end(self.position) if clip else None
         if end is not None:
@@ -229,6 +282,11 @@ class Session:
         yield words.rest()
 
     # ---- what it knows of itself -------------------------------------------------------------------------------
+
+    def remembered(self, kind: Literal["video", "text"]) -> list[float]:
+        """The seconds of video, or the lines of text, of which the cache still holds something, in order."""
+        found: list[float] = self.cache.remembered(Modality.VISION if kind == "video" else Modality.TEXT).tolist()
+        return found
 
     def kv(self) -> dict[str, Any]:
         """The `KV` object of the JSON output, measured."""

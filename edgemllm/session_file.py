@@ -59,6 +59,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         "first": session.first,
         "media": session.media,
         "system": session.system,
+        "context": session.context,
         "clip": None
         if clip is None
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
@@ -131,6 +132,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
     session.system = session.system if session.system is not None else header["system"]
     session.meter, session.clip, session.last = Meter(**header["meter"]), None, tensors.get("last")
+    session.context = header.get("context")
     if header["clip"] is not None:
         session.clip = session.family.video()
         for name, value in header["clip"]["counters"].items():

@@ -51,6 +51,7 @@ HOURS = "takes hours; its page has the figures. Its program is run small by "
 ELSEWHERE = {
     "edgemllm bench": "takes minutes to hours; the same options: test_bench.py::test_a_grid_beside_stock_as_json",
     "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --kv-budget 256": "a conversation: test_conversation.py",
+    "edgemllm chat --text book.txt": "a book: test_text_in.py::test_chat_reads_texts_before_its_questions",
     "edgemllm chat --video lecture.mp4 --policy ./mine.py:Mine":
         "test_policy_files.py::test_the_example_of_contributing_is_the_file_that_is_checked_and_run",
     "edgemllm inspect": "takes a minute: test_inspect.py::test_pictures_and_numbers_of_a_clip",

@@ -30,10 +30,10 @@ WORDS: dict[str, tuple[int, str, list[str]]] = {
     "folder": (2, "cannot make the folder", ["inspect", "--text", "page.txt", "--out", "/proc/x"]),
     "empty text": (3, "is empty", ["inspect", "--text", "empty.txt", "hi"]),
     "plot on a FIFO": (2, "fifo.png exists and is no file", ["perplexity", "--text", "page.txt", "--plot", "fifo.png"]),
-    "UTF-16": (6, "UTF-16 text, not UTF-8", ["perplexity", "--text", "utf16.txt"]),
-    "binary": (6, "is no text", ["perplexity", "--text", "binary.txt"]),
+    "UTF-16": (3, "UTF-16 text, not UTF-8", ["perplexity", "--text", "utf16.txt"]),
+    "binary": (3, "is no text", ["perplexity", "--text", "binary.txt"]),
     "weights file": (3, "--model here", ["chat", "--model", "here/model.safetensors", "hi"]),
-    "text as video": (6, "edgemllm perplexity reads text", ["chat", "--video", "page.txt", "hi"]),
+    "text as video": (6, "try: --text", ["chat", "--video", "page.txt", "hi"]),
 }
 
 

@@ -21,9 +21,9 @@ from edgemllm.cli.main import app
 from edgemllm.commands.perplexity import scoring
 from edgemllm.commands.perplexity.curve import POINTS
 from edgemllm.commands.perplexity.run import Run
-from edgemllm.commands.perplexity.text import Text
-from edgemllm.commands.perplexity.tokens import TokenStream
+from edgemllm.media.text import Text
 from edgemllm.models.loading import DEMO
+from edgemllm.models.tokens import TokenStream
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
 from edgemllm.policies.window import Window

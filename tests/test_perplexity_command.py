@@ -19,8 +19,8 @@ from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
-from edgemllm.commands.perplexity import tokens
 from edgemllm.commands.perplexity.run import Run
+from edgemllm.models import tokens
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
 NAMES = "inf-mllm,streaming-llm"
@@ -170,7 +170,7 @@ def test_a_text_that_ends_or_breaks_loses_nothing_that_was_computed(short: list[
     (tmp_path / "a.txt").write_text("a b c d e f " * 50)
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     broken = [*short[:2], "--text", str(tmp_path), *short[6:], "--json", "--checkpoint", tmp_path / "run.edge"]
-    done = command(*broken, code=6)
+    done = command(*broken, code=3)
     assert "b.txt is UTF-16 text, not UTF-8" in done.stderr
     (tmp_path / "b.txt").write_text("a b c d e f ")
     assert json.loads(command(*broken, "--resume").stdout)["runs"][0]["tokens"] == 611

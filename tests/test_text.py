@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from edgemllm.commands.perplexity import tokens
-from edgemllm.commands.perplexity.text import BLOCK_BYTES, Text
-from edgemllm.commands.perplexity.tokens import TokenStream
-from edgemllm.errors import MediaError, MissingError, UsageError
+from edgemllm.errors import MissingError, UsageError
+from edgemllm.media.text import BLOCK_BYTES, Text
+from edgemllm.models import tokens
 from edgemllm.models.loading import DEMO
+from edgemllm.models.tokens import TokenStream
 from edgemllm.units import parse_count, short_count
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
@@ -99,7 +99,7 @@ def test_the_text_begins_again_only_where_that_was_asked_for(tokenizer: Any, tmp
 
 def test_what_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"a" * (BLOCK_BYTES - 1) + "ä".encode() + b"caf\xe9 au lait")
-    with pytest.raises(MediaError, match=f"latin.txt is not UTF-8 text: byte {BLOCK_BYTES + 4}"):
+    with pytest.raises(MissingError, match=f"latin.txt is not UTF-8 text: byte {BLOCK_BYTES + 4}"):
         "".join(Text([str(tmp_path / "latin.txt")]).blocks())
 
 

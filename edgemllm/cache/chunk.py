@@ -28,7 +28,7 @@ class Chunk:
     embeds     (B, q, E)
     positions  (A, B, q) int64: places in the whole stream, never reset
     modality   (B, q) uint8
-    time       (B, q) float32: seconds of the video the token shows, NaN where there is none
+    time       (B, q) float32: seconds of the video the token shows, or the line of its document; NaN where there is none
     deepstack  (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
     stride     the native gap between neighbouring positions: renumbering never widens or narrows it
     appends    every position comes after all earlier ones: known of text, not of part of a picture

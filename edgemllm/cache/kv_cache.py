@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.policy import CachePolicy, Newest
@@ -109,11 +109,11 @@ class KVCache(Cache):  # type: ignore[misc]
         """Return the tokens ever inserted."""
         return self.layers[0].counts.seen
 
-    def remembered_times(self) -> Tensor:
-        """Return the video seconds of which some layer still holds a token, sorted, without repeats, on the CPU."""
-        times = [layer.time.flatten() for layer in self.layers if layer.is_initialized]
+    def remembered(self, kind: Modality) -> Tensor:
+        """Return seconds of video, or lines of text, of which some layer still holds a token: sorted, once each, on the CPU."""
+        times = [layer.time[layer.modality == kind] for layer in self.layers if layer.is_initialized]
         if not times:
             return torch.empty(0)
         seconds = torch.cat(times)
-        remembered: Tensor = torch.unique(seconds[~seconds.isnan()])
-        return remembered.cpu()
+        found: Tensor = torch.unique(seconds[~seconds.isnan()])
+        return found.cpu()

@@ -155,7 +155,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def time(self) -> Tensor:
-        """Return the seconds of video, (B, H_kv, L) float32, NaN for text."""
+        """Return seconds of video, or for text the line of a document, (B, H_kv, L) float32; NaN where there is none."""
         return self.slots.live("time")
 
     @property

@@ -19,7 +19,7 @@ MAY_BE_EMPTY = ("--system", "-s")
 
 
 EXAMPLES = {
-    "chat": ('--video lecture.mp4 "What number was with the red square?"', "--video clip.mp4 --policy edge --kv-budget 2048"),
+    "chat": ('--video lecture.mp4 "What number was with the red square?"', "--text book.txt --kv-budget 2048"),
     "stream": ('rtsp://camera/live --ask "Is there a person at the door?" --every 30s', "talk.mp4 --at end 'What was it?'"),
     "perplexity": (
         "--text book.txt --policy inf-mllm,window --kv-budget 1024 --plot run.png",

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgemllm import policies
-from edgemllm.errors import UsageError
+from edgemllm.errors import OutOfMemoryError, UsageError
 from edgemllm.launch import Launch, Request, prepare
 from edgemllm.planning.plan import Plan
+from edgemllm.session import Session
 
 
 def line_up(
@@ -85,6 +86,15 @@ def check_fit(launches: Sequence[Launch]) -> None:
 def limit(launch: Launch) -> int | None:
     """Return how many tokens per layer a cache without bound may grow to in the memory there is."""
     return launch.plan.kv_budget_tokens if launch.budget is None else None
+
+
+def check_limit(session: Session, most: int | None) -> None:
+    """Raise OutOfMemoryError once a cache without bound holds more than `limit` allowed."""
+    if most is not None and session.cache.seen > most:
+        raise OutOfMemoryError(
+            f"the cache holds all {session.cache.seen} tokens a layer, and memory has room for {most}",
+            "choose a policy that evicts (edgemllm policies) with a --kv-budget",
+        )
 
 
 def _same_chunk(launches: list[Launch]) -> list[Launch]:

@@ -84,7 +84,7 @@ def refuse_text(path: Path) -> None:
         raise MediaError(f"{path} cannot be read: {error.strerror}", "check who may read it") from error
     playlist = head.startswith((b"#EXTM3U", b"ffconcat", b"v=0"))
     if head and not playlist and not re.search(rb"[\x00-\x08\x0e-\x1a]", head):
-        raise MediaError(f"{path} is a text file, not a video", "give a video; edgemllm perplexity reads text")
+        raise MediaError(f"{path} is a text file, not a video", "--text, which chat, stream and perplexity read")
 
 
 def why_closed(source: str) -> tuple[str, str]:

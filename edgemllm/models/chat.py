@@ -16,8 +16,11 @@ from torch import Tensor
 
 from edgemllm.errors import MissingError, UsageError
 
-QUESTION, ANSWER = "\ufdd0question\ufdd1", "\ufdd0answer\ufdd1"
+QUESTION, ANSWER, DOCUMENT = "\ufdd0question\ufdd1", "\ufdd0answer\ufdd1", "\ufdd0document\ufdd1"
 """Stand-ins that no text contains (Unicode noncharacters)."""
+
+TEXT = "text"
+"""The kind of a document: it stands in the user's turn as media do, and ends with a line of its own."""
 
 
 class ChatFormat:
@@ -29,7 +32,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.tokens = tokens
         """The placeholder token of each kind of media, `image` and `video`."""
-        self.media_wrappers = media_wrappers or {}
+        self.media_wrappers = {TEXT: ("", "\n"), **(media_wrappers or {})}
         """Text before and after media of a kind, in place of the placeholder."""
         if not getattr(tokenizer, "chat_template", None):
             raise MissingError(
@@ -38,28 +41,45 @@ class ChatFormat:
             )
 
     def turn(self, media: Sequence[str], first: bool, system: str | None = None) -> list[str]:
-        """The texts around the media of a user's turn, then the text before and after the question: len(media) + 2.
+        """The texts around the media and documents of a user's turn, then the text before and after the question:
+        len(media) + 2.
 
         The last starts after the question and ends where the answer begins. Later turns begin by closing the answer
         before them.
         """
-        content: Any = QUESTION
-        if media:
-            content = [*({"type": kind} for kind in media), {"type": "text", "text": QUESTION}]
-        messages = [{"role": "user", "content": content}]
-        if first and system:
-            messages.insert(0, {"role": "system", "content": system})
-        if not first:
-            earlier = {"role": "assistant", "content": ANSWER if not media else [{"type": "text", "text": ANSWER}]}
-            messages = [
-                {"role": "user", "content": "?" if not media else [{"type": "text", "text": "?"}]},
-                earlier,
-                *messages,
-            ]
+        whole, after = self._written(media, first, system)
+        pieces, before = [], whole
+        for kind in media:
+            mark = DOCUMENT if kind == TEXT else self.tokens[kind]
+            assert mark is not None
+            piece, found, rest = before.partition(mark)
+            if mark not in whole:
+                raise MissingError(f"the chat template of this model has no place for a {kind}", "another checkpoint")
+            if not found:  # a template that puts media before text: this kind has come already
+                piece, rest = "", before
+            opening, closing = self.media_wrappers.get(kind, ("", ""))
+            pieces.append(self._bare(piece) + opening)
+            before = closing + rest
+        return [*pieces, self._bare(before), after]
+
+    def _bare(self, text: str) -> str:
+        """The text without placeholders of what comes in another order than in the template."""
+        for mark in (DOCUMENT, *filter(None, self.tokens.values())):
+            text = text.replace(mark, "")
+        return text
+
+    def _written(self, media: Sequence[str], first: bool, system: str | None) -> tuple[str, str]:
+        """What the template writes before and after the question, with placeholders."""
+        strings = [DOCUMENT] * len(media) + [QUESTION]
+        parts = [{"type": TEXT, TEXT: DOCUMENT} if kind == TEXT else {"type": kind} for kind in media]
+        listed = [*parts, {"type": TEXT, TEXT: QUESTION}]
+        # Templates of text models take strings, those of some others only lists.
+        contents: list[Any] = [listed] if set(media) - {TEXT} else ["".join(strings), listed]
         try:
-            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            if not first:
-                text = text.split(ANSWER, 1)[1]
+            for content in contents:
+                text = self._rendered(content, first, system)
+                if text.count(QUESTION) == 1:
+                    break
             before, after = text.split(QUESTION)
         except Exception as error:  # a template is a program: it may raise anything, also on purpose
             folder = Path(self.tokenizer.name_or_path)
@@ -69,15 +89,20 @@ class ChatFormat:
                 f"the chat template of {folder / file} cannot write this turn: {reason}",
                 "fetch it again" + ("; or omit --system" if system else ""),
             ) from error
-        pieces = []
-        for kind in media:
-            token = self.tokens[kind]
-            assert token is not None
-            piece, before = before.split(token, 1)
-            opening, closing = self.media_wrappers.get(kind, ("", ""))
-            pieces.append(piece + opening)
-            before = closing + before
-        return [*pieces, before, after]
+        return before, after
+
+    def _rendered(self, content: Any, first: bool, system: str | None) -> str:
+        def written(text: str) -> Any:
+            return text if isinstance(content, str) else [{"type": TEXT, TEXT: text}]
+
+        messages = [{"role": "user", "content": content}]
+        if first and system:
+            messages.insert(0, {"role": "system", "content": system})
+        if not first:
+            earlier = [{"role": "user", "content": written("?")}, {"role": "assistant", "content": written(ANSWER)}]
+            messages = [*earlier, *messages]
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text if first else text.split(ANSWER, 1)[1]
 
 
 @dataclass(frozen=True)

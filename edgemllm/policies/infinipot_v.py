@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from edgemllm.cache.chunk import Modality
 from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import PROTECTED_SCORE, CachePolicy, Count, Share
 
@@ -39,7 +40,7 @@ class InfiniPotV(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         keys = torch.nn.functional.normalize(layer.unrotated_keys().float(), dim=-1)
-        place = places(layer.time)
+        place = places(layer.time.masked_fill(layer.modality == Modality.TEXT, torch.nan))
         newest = min(self.recent, layer.length)
         likeness = torch.zeros_like(layer.time)
         for number in place[..., -newest:].unique().tolist():

@@ -12,12 +12,13 @@ from edgemllm.commands import options
 from edgemllm.commands.chat.repl import converse
 from edgemllm.commands.chat.run import Chat
 from edgemllm.commands.chat.slash import answer_all
-from edgemllm.commands.estimate import TURN_TOKENS, question_tokens
+from edgemllm.commands.estimate import TOKEN_BYTES, TURN_TOKENS, question_tokens
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
 from edgemllm.launch import prepare
 from edgemllm.media.detail import Detail
+from edgemllm.media.text import Text, document
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
@@ -28,6 +29,7 @@ def chat(
     questions: Sequence[str],
     videos: Sequence[str],
     images: Sequence[str],
+    texts: Sequence[str],
     clip: options.ClipOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -40,24 +42,29 @@ def chat(
     """Run the command."""
     if any(not question.strip() for question in questions):
         raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
+    if texts.count("-") > 1:
+        raise UsageError("standard input can be read once: --text - is given twice", "--text - once")
+    if "-" in texts and not questions:
+        raise UsageError("--text - reads standard input, where questions would come from", 'the question as an argument: "..."')
     sources = [Video.open(video, **clip.of()) for video in videos]
+    documents = [document(text) for text in texts]
     detail = size.detail()
     request = run.request(system=reply.system, detail=detail)
-    launch = prepare(request, lambda config: _input_tokens(config, sources, images, questions, detail))
+    launch = prepare(request, lambda config: _input_tokens(config, sources, images, documents, questions, detail))
     if dry_run:
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
     chat = Chat(launch, display, sampling, output.events("chat"), interrupts, clip.sampling())
     if not questions and sys.stdin.isatty():
-        chat.go(sources, images, functools.partial(converse, chat))
+        chat.go(sources, images, documents, functools.partial(converse, chat))
         return
     asked = iter(questions or _lines(sys.stdin))
     first = next(asked, None)
     if first is None:
         display.say("no question on standard input: nothing was asked")
-        chat.go(sources, images, None)
+        chat.go(sources, images, documents, None)
     else:
-        chat.go(sources, images, functools.partial(answer_all, chat, itertools.chain([first], asked)))
+        chat.go(sources, images, documents, functools.partial(answer_all, chat, itertools.chain([first], asked)))
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -67,13 +74,22 @@ def _lines(stream: TextIO) -> Iterator[str]:
 
 
 def _input_tokens(
-    config: Any, videos: Sequence[Video], images: Sequence[str], questions: Sequence[str], detail: Detail
+    config: Any,
+    videos: Sequence[Video],
+    images: Sequence[str],
+    texts: Sequence[Text],
+    questions: Sequence[str],
+    detail: Detail,
 ) -> int | None:
-    """Estimate how many tokens the input has; None where a video's length is not known."""
+    """Estimate how many tokens the input has; None where the length of a video or a text is not known."""
     sizes = family_of(config.model_type).sizes(config, detail)
     total = sum(map(question_tokens, questions)) + sizes.image_tokens * len(images)
     for video in videos:
         if video.expected is None:
             return None
         total += video.expected * sizes.frame_tokens + TURN_TOKENS
+    for text in texts:
+        if text.size is None:
+            return None
+        total += text.size // TOKEN_BYTES + TURN_TOKENS
     return total

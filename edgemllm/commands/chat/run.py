@@ -13,15 +13,17 @@ import typer
 
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.lineup import check_limit, limit
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
 from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image
+from edgemllm.media.text import Text
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
-from edgemllm.screen import Display, remembered
+from edgemllm.screen import Display, remembered, spans
 from edgemllm.session import Session
 
 
@@ -40,17 +42,23 @@ class Chat:
     forgotten: int = 0
     """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
     video: Video | None = None
+    text: dict[str, Any] | None = None
+    """The `text` object, of the latest document."""
+    limit: int | None = None
+    """Tokens a layer that a cache without bound may grow to, while a text of unknown length is read."""
     session: Session = field(init=False)
 
-    def go(self, videos: Sequence[Video], images: Sequence[str], talk: Callable[[], None] | None) -> None:
+    def go(
+        self, videos: Sequence[Video], images: Sequence[str], texts: Sequence[Text], talk: Callable[[], None] | None
+    ) -> None:
         """Load, look and `talk`, and close the output whatever happens; with None, nobody is there to ask."""
         self.events.event("start", **self.launch.describe())
         self.events.event("plan", **self.launch.plan.as_json())
-        self.session = self.interrupts.session = self.launch.open(self.display.step)
+        self.session = self.interrupts.session = self.launch.open(self.step)
         self.display.device = self.launch.device
         try:
             if talk is not None:
-                self.look(videos, images)
+                self.look(videos, images, texts)
                 talk()
             self.close(self.interrupts.code)
         except EdgeError as error:
@@ -59,8 +67,13 @@ class Chat:
         if self.interrupts.code:
             raise typer.Exit(self.interrupts.code)
 
-    def look(self, videos: Sequence[Video], images: Sequence[str]) -> None:
-        """Show the media of the command line."""
+    def step(self, session: Session) -> None:
+        """Called after every forward pass."""
+        check_limit(session, self.limit)
+        self.display.step(session)
+
+    def look(self, videos: Sequence[Video], images: Sequence[str], texts: Sequence[Text]) -> None:
+        """Show the media and texts of the command line, until a signal comes."""
         for path in images:
             with out_of_memory():
                 self.session.show(read_image(path))
@@ -69,6 +82,11 @@ class Chat:
                 self.display.say(f"{video.path}: not watched")
             else:
                 self.watch(video)
+        for text in texts:
+            if self.interrupts.asked():
+                self.display.say(f"{text.name}: not read")
+            else:
+                self.read(text)
 
     def watch(self, video: Video) -> None:
         """Show one video, decoded ahead of the model by a thread, and say how much of it was seen."""
@@ -83,11 +101,27 @@ class Chat:
             self.display.say(f"warning: {video.shortfall}")
         self.events.event("video", **self.video_json())
 
+    def read(self, text: Text) -> None:
+        """Read one document, and say how much of it was read."""
+        meter = self.session.meter
+        lines, size = meter.lines, meter.text_bytes
+        self.display.expected_bytes = text.size and size + text.size
+        self.limit = limit(self.launch) if text.size is None else None  # one of known length was planned for
+        try:
+            with out_of_memory():
+                tokens = self.session.read(text)
+        finally:
+            self.display.expected_bytes = self.limit = None
+        self.text = {"path": text.name, "tokens": tokens, "lines": meter.lines - lines, "bytes": meter.text_bytes - size}
+        stopped = ", stopped there" if self.session.stopped else ""
+        self.display.say(f"{text.name}: {meter.lines - lines:,} lines, {tokens:,} tokens read{stopped}")
+        self.events.event("text", **self.text)
+
     def begin(self, launch: Launch) -> None:
         """Continue with an empty session under another launch, with the weights that are loaded."""
         family, quant = self.session.family, self.launch.quant
         self.launch = dataclasses.replace(launch, quant=quant)
-        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, self.display.step)
+        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, self.step)
         self.forgotten = len(self.turns)
 
     def answer(self, question: str) -> None:
@@ -127,7 +161,8 @@ class Chat:
         figures = self.figures()
         self.events.event("stats", **figures)
         video = self.video_json() if self.video else None
-        self.events.close(code, {**self.launch.describe(), "turns": self.turns, "video": video, **figures})
+        text = {"text": {**self.text, "remembered": spans(self.session)}} if self.text else {}
+        self.events.close(code, {**self.launch.describe(), "turns": self.turns, "video": video, **text, **figures})
 
     def figures(self) -> dict[str, Any]:
         """Return cache, memory and speed."""

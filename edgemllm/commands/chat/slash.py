@@ -14,8 +14,9 @@ from edgemllm.commands.chat.run import Chat
 from edgemllm.errors import UsageError, nearest
 from edgemllm.launch import prepare
 from edgemllm.media.images import read_image
+from edgemllm.media.text import document
 from edgemllm.media.video import Video
-from edgemllm.screen import budget_change, remembered, status, strip
+from edgemllm.screen import budget_change, remembered, status, strips
 
 SAMPLING = {"max_tokens": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "seed": (0, math.inf)}
 """What may be set of the sampling, and its limits."""
@@ -73,8 +74,17 @@ def _image(chat: Chat, path: str) -> None:
         chat.session.show(image)
 
 
+def _text(chat: Chat, path: str) -> None:
+    if path == "-":
+        raise UsageError("/text - : standard input brings the questions", "/text FILE")
+    text = chat.interrupts.wait(lambda: document(path))
+    if text is not None:
+        chat.read(text)
+
+
 def _stats(chat: Chat, _: str) -> None:
-    chat.display.report("\n".join((status(chat.session, chat.launch.device), remembered(chat.session), strip(chat.session))))
+    lines = (status(chat.session, chat.launch.device), remembered(chat.session), *strips(chat.session))
+    chat.display.report("\n".join(lines))
 
 
 def _history(chat: Chat, _: str) -> None:
@@ -165,7 +175,8 @@ def _exit(chat: Chat, _: str) -> None:
 COMMANDS = {
     "/video": Slash(_video, "PATH", "watch a video or a folder of images; your next question closes the turn"),
     "/image": Slash(_image, "PATH", "look at an image"),
-    "/stats": Slash(_stats, "", "the cache, memory and speed; which part of the video is still remembered"),
+    "/text": Slash(_text, "PATH", "read a text file of any length"),
+    "/stats": Slash(_stats, "", "the cache, memory and speed; which part of video and text is still remembered"),
     "/history": Slash(_history, "", "what was asked and answered"),
     "/policy": Slash(_policy, "[NAME]", "show the policy, or begin with another one while nothing is seen"),
     "/set": Slash(_set, "[KEY=VALUE]", "temperature, top_p, max_tokens or seed from now on; a policy's own setting as /policy"),

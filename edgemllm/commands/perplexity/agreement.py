@@ -8,7 +8,7 @@ from typing import Any
 
 from edgemllm.commands.perplexity.curve import perplexity
 from edgemllm.commands.perplexity.scoring import Agreement, compare
-from edgemllm.commands.perplexity.tokens import TokenStream
+from edgemllm.models.tokens import TokenStream
 from edgemllm.session import Session
 
 

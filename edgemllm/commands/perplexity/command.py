@@ -21,12 +21,12 @@ from edgemllm.commands.perplexity.checkpoint import Checkpoint
 from edgemllm.commands.perplexity.options import CheckpointOptions, TextOptions
 from edgemllm.commands.perplexity.report import Report
 from edgemllm.commands.perplexity.run import Run
-from edgemllm.commands.perplexity.text import Text
-from edgemllm.commands.perplexity.tokens import TokenStream
 from edgemllm.commands.plan.report import arithmetic
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.media.text import Text
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.tokens import TokenStream
 from edgemllm.session import Session
 from edgemllm.units import parse_count
 
@@ -131,7 +131,8 @@ class Perplexity:
         if self.compare_full and launch.policy.bounded and state is None:
             agreement = self._compare(launch, session)
             session.clear()
-        run = Run(launch.policy_name, session, TokenStream(self.source, tokenizer, self.loop), self.target, limit(launch))
+        stream = TokenStream(self.source, tokenizer, self.loop, self.interrupts.asked)
+        run = Run(launch.policy_name, session, stream, self.target, limit(launch))
         run.agreement = agreement
         if state is not None and self.checkpoint is not None:
             session_file.load(session, self.checkpoint.path)
@@ -195,7 +196,7 @@ class Perplexity:
         trained = getattr(session.family.config, "max_position_embeddings", None)
         bounds = {"the text asked for": self.target and self.target + 1, "memory": free, "the model's trained length": trained}
         why, span = min(((name, bound) for name, bound in bounds.items() if bound), key=lambda pair: pair[1])
-        stream = TokenStream(self.source, session.family.tokenizer, self.loop)
+        stream = TokenStream(self.source, session.family.tokenizer, self.loop, self.interrupts.asked)
         full = whole.open(family=session.family)
         with out_of_memory():
             found = measure(full, session, stream, span, self.interrupts.asked)

@@ -14,12 +14,12 @@ from edgemllm.commands.events import Events
 from edgemllm.commands.perplexity.curve import START, perplexity
 from edgemllm.commands.perplexity.plot import plot as draw
 from edgemllm.commands.perplexity.run import Run
-from edgemllm.commands.perplexity.text import Text
 from edgemllm.commands.tables import aligned
 from edgemllm.device import memory
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch
+from edgemllm.media.text import Text
 from edgemllm.screen import Display
 from edgemllm.units import clock, short_count
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from edgemllm.commands.perplexity.curve import Curve, Point, perplexity
 from edgemllm.commands.perplexity.scoring import losses
-from edgemllm.commands.perplexity.tokens import TokenStream
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError, MissingError, OutOfMemoryError, UsageError
 from edgemllm.launch import out_of_memory
+from edgemllm.models.tokens import TokenStream
 from edgemllm.models.weights import not_finite
 from edgemllm.session import Session
 
@@ -85,6 +85,8 @@ class Run:
                 f"policy {self.policy} never evicts: {self.limit} tokens a layer are what memory has room for"
             )
         ids, sizes = self.stream.take(want) if want > 0 else ([], [])
+        if len(ids) < want and self.stream.stopped():  # in the middle of the text
+            return False
         if not ids:
             self._end(short=want > 0)
             return False

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from edgemllm import session_file
+from edgemllm.commands.lineup import check_limit
 from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError, MediaError, OutOfMemoryError
+from edgemllm.errors import EdgeError, MediaError
 from edgemllm.launch import out_of_memory
 from edgemllm.media.feed import Feed, raise_error
 from edgemllm.media.frame import Frame
@@ -20,7 +21,7 @@ from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
 from edgemllm.media.typed_lines import TypedLines
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
-from edgemllm.screen import remembered, status, strip
+from edgemllm.screen import remembered, status, strips
 from edgemllm.units import clock
 
 STATS_S = 60.0
@@ -156,11 +157,7 @@ class Stream:
 
     def _see(self, frames: list[Frame]) -> None:
         meter, similarity = self.session.meter, self.similarity
-        if self.limit is not None and self.session.cache.seen > self.limit:
-            raise OutOfMemoryError(
-                f"the cache holds all {self.session.cache.seen} tokens a layer, and memory has room for {self.limit}",
-                "choose a policy that evicts (edgemllm policies) with a --kv-budget",
-            )
+        check_limit(self.session, self.limit)
         fresh = [frame for frame in frames if similarity is None or similarity.is_new(frame.pixels)]
         meter.skipped += len(frames) - len(fresh)
         if fresh:
@@ -241,7 +238,7 @@ class Stream:
         try:
             if name == "/stats":
                 now = status(self.session, self.display.device, self.display.expected)
-                self.display.report("\n".join((now, remembered(self.session), strip(self.session))))
+                self.display.report("\n".join((now, remembered(self.session), *strips(self.session))))
                 self.out.event("stats", **self.summary())
             elif name == "/save":
                 self.save(Path(argument.strip()) if argument.strip() else None)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from edgemllm.commands.perplexity.text import Text
+from edgemllm.media.pipe import never
+from edgemllm.media.text import Text
 
 PIECE = 8192
 """Characters tokenized together, at most twice that."""
@@ -26,76 +27,85 @@ CONTEXT = 64
 CUTS = tuple(re.compile(pattern) for pattern in (r"(?<=[^\W\d_])(?= [^\W\d_])", r"(?<=\S)(?=\s)", r"(?<=\W)(?=\w)"))
 """Safe places, the safest first."""
 
-Token = tuple[int, int]
-"""A token's id, and how many bytes of the text it stands for."""
+Token = tuple[int, int, int]
+"""A token's id, and how many bytes and line ends of the text it stands for."""
 
 
 class TokenStream:
-    """Tokens of a text as they are asked for. `loop`: the text begins again where it ends."""
+    """Tokens of a text as they are asked for, until `stopped`. `loop`: the text begins again where it ends."""
 
-    def __init__(self, text: Text, tokenizer: Any, loop: bool = False) -> None:
+    def __init__(self, text: Text, tokenizer: Any, loop: bool = False, stopped: Callable[[], bool] = never) -> None:
+        self.stopped = stopped
         self.loops = 0
         """How often the text was started again among the tokens given out."""
         self._waiting: deque[Token] = deque()
         self._batches = self._read(text, tokenizer, loop)
 
     def take(self, count: int) -> tuple[list[int], list[int]]:
-        """Return the next ids and the bytes of each; fewer than `count` at the end of the text only."""
+        """Return the next ids and the bytes of each; fewer than `count` at the end of the text, or once stopped."""
         while len(self._waiting) < count and (batch := next(self._batches, None)) is not None:
             self._waiting.extend(batch)
         taken = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        return [token for token, _ in taken], [size for _, size in taken]
+        return [token for token, _, _ in taken], [size for _, size, _ in taken]
 
     def _read(self, text: Text, tokenizer: Any, loop: bool) -> Iterator[list[Token]]:
-        yield [(token, 0) for token in beginning(tokenizer)]
+        yield [(token, 0, 0) for token in beginning(tokenizer)]
         while True:
             any_text = False
-            for context, piece in pieces(text.blocks()):
+            for context, piece in pieces(text.blocks(self.stopped)):
                 tokens = tokenize(tokenizer, context, piece)
                 any_text = any_text or bool(tokens)
                 yield tokens
-            if not (loop and any_text):
+            if not (loop and any_text) or self.stopped():
                 return
             self.loops += 1
 
 
-def pieces(blocks: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Return each piece of the text with the end of what was before it."""
+def pieces(blocks: Iterable[str], size: int | None = None) -> Iterator[tuple[str, str]]:
+    """Return each piece of the text, of `size` (PIECE) to 2 * size characters, with the end of what was before it."""
+    size = size or PIECE
     context = pending = ""
     for block in blocks:
         pending += block
-        while len(pending) >= 2 * PIECE:
-            cut = _cut(pending)
+        while len(pending) >= 2 * size:
+            cut = safe_cut(pending, size)
             yield context, pending[:cut]
-            context, pending = pending[max(0, cut - CONTEXT) : cut], pending[cut:]
+            context, pending = end_of(context, pending[:cut]), pending[cut:]
     if pending:
         yield context, pending
 
 
-def _cut(text: str) -> int:
+def end_of(context: str, piece: str) -> str:
+    """Return the context of what follows a piece."""
+    return (context + piece)[-CONTEXT:]
+
+
+def safe_cut(text: str, size: int) -> int:
+    """Return where to cut a text of 2 * size characters, or more."""
     for place in CUTS:
-        found = place.search(text, PIECE, 2 * PIECE - 1)
+        found = place.search(text, size, 2 * size - 1)
         if found:
             return found.start()
-    return PIECE
+    return size
 
 
-def tokenize(tokenizer: Any, context: str, piece: str) -> list[Token]:
-    """Return the tokens of `piece`, which follows `context`."""
-    before = _encode(tokenizer, context)[0] if context else []
-    ids, ends = _encode(tokenizer, context + piece)
+def tokenize(tokenizer: Any, context: str, piece: str, special: bool = True) -> list[Token]:
+    """Return the tokens of `piece`, which follows `context`; not `special`: the names of special tokens are text."""
+    before = _encode(tokenizer, context, special)[0] if context else []
+    ids, ends = _encode(tokenizer, context + piece, special)
     if ids[: len(before)] != before:  # no boundary of tokens here, after all
         context, before = "", []
-        ids, ends = _encode(tokenizer, piece)
+        ids, ends = _encode(tokenizer, piece, special)
     ids, ends = ids[len(before) :], [end - len(context) for end in ends[len(before) :]]
     if not ids:
         return []
     ends[-1] = len(piece)
-    sizes, start = [], 0
-    for end in ends:
-        sizes.append(len(piece[start:end].encode()))
+    tokens, start = [], 0
+    for token, end in zip(ids, ends, strict=True):
+        part = piece[start:end]
+        tokens.append((token, len(part.encode()), part.count("\n")))
         start = max(start, end)
-    return list(zip(ids, sizes, strict=True))
+    return tokens
 
 
 def beginning(tokenizer: Any) -> list[int]:
@@ -105,10 +115,11 @@ def beginning(tokenizer: Any) -> list[int]:
     return whole[: next(starts, 0)]
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+def _encode(tokenizer: Any, text: str, special: bool = True) -> tuple[list[int], list[int]]:
     """Return the ids, and where in the text each one ends; evenly spread for tokenizers that do not say."""
     fast = bool(getattr(tokenizer, "is_fast", False))
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    kinds = {} if special else {"split_special_tokens": True}
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False, **kinds)
     ids = list(found["input_ids"])
     if fast:
         return ids, [end for _, end in found["offset_mapping"]]

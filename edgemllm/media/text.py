@@ -9,15 +9,12 @@ import codecs
 import contextlib
 import os
 import sys
-import tempfile
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from edgemllm.errors import EdgeError, MediaError, MissingError, UsageError, nearest, opening
+from edgemllm.errors import MissingError, TextError, UsageError, nearest, opening
+from edgemllm.media.pipe import BLOCK_BYTES, Pipe, never
 
-BLOCK_BYTES = 1 << 16
 ENDINGS = (".txt", ".text", ".md")
 """What is read of a folder."""
 
@@ -38,12 +35,13 @@ class Text:
     def __init__(self, sources: Sequence[str], offline: bool = False, again: bool = False) -> None:
         self.sources = list(sources)
         self.parts: list[Part] = []
-        stdin = Pipe(sys.stdin.buffer, again)
+        if self.sources.count("-") > 1:
+            raise UsageError("standard input can be read once: --text - is given twice", "--text - once")
         for source in sources:
             with opening(source, MissingError):
                 exists = Path(source).exists()
             if source == "-":
-                self.parts.append(stdin)
+                self.parts.append(Pipe(sys.stdin.buffer, again))
             elif exists and Path(source).is_fifo():
                 print(f"waiting for somebody to write to {source}", file=sys.stderr, flush=True)
                 self.parts.append(Pipe(open(source, "rb"), again))
@@ -56,8 +54,6 @@ class Text:
                 raise MissingError(
                     f"no text {source}{known}", f"a file, a folder of {ENDINGS[0]} files, -, or {', '.join(DATASETS)}"
                 )
-        if self.parts.count(stdin) > 1:
-            raise UsageError("standard input can be read once: --text - is given twice", "--text - once")
 
     @property
     def size(self) -> int | None:
@@ -65,59 +61,63 @@ class Text:
         paths = [part for part in self.parts if isinstance(part, Path) and part.is_file()]
         return sum(path.stat().st_size for path in paths) if len(paths) == len(self.parts) else None
 
-    def blocks(self) -> Iterator[str]:
-        """Return the text from its beginning, in pieces. Raises MediaError where it is not UTF-8."""
+    @property
+    def name(self) -> str:
+        """Return what to call it in a message."""
+        return ", ".join("standard input" if source == "-" else source for source in self.sources)
+
+    def blocks(self, stopped: Callable[[], bool] = never) -> Iterator[str]:
+        """Return the text from its beginning, in pieces, until its end or until `stopped` says so, also while a pipe is silent.
+
+        Raises TextError where it cannot be read or is not UTF-8, after what comes before.
+        """
         for part in self.parts:
+            if stopped():
+                return
             if isinstance(part, DataSet):
                 yield from part.blocks()
-            elif isinstance(part, Path):
-                try:
-                    with open(part, "rb") as file:
-                        yield from _decode(iter(lambda: file.read(BLOCK_BYTES), b""), str(part))
-                except OSError as error:
-                    raise MissingError(f"cannot read {part}: {error.strerror}") from error
-            else:
-                yield from _decode(part.blocks(), part.name)
+                continue
+            try:
+                yield from decoded(_bytes(part, stopped), str(part) if isinstance(part, Path) else part.name, stopped)
+            except OSError as error:
+                raise TextError(f"cannot read {self.name}: {error.strerror}", "check the file") from error
+
+    def check(self) -> None:
+        """Read what can be read twice, before anything slow. Raises MissingError where it is damaged or empty."""
+        if self.size == 0:
+            raise empty(self.name)
+        files = [str(part) for part in self.parts if isinstance(part, Path) and part.is_file()]
+        for _ in Text(files).blocks() if files else ():
+            pass
 
 
-class Pipe:
-    """Bytes of standard input or a named pipe, kept on disk (not in memory) if they will be needed again."""
+def document(source: str) -> Text:
+    """Return one file, or standard input (-), whose lines can be numbered: checked, where it can be read twice.
 
-    def __init__(self, stream: BinaryIO, again: bool) -> None:
-        self.stream = stream
-        self.name = "standard input" if stream is sys.stdin.buffer else str(stream.name)
-        self.kept: Any = None
-        if again:
-            self.kept = tempfile.TemporaryFile()
-            weakref.finalize(self, self.kept.close)
+    Raises MissingError for what is not there, is a folder, is empty or is not UTF-8.
+    """
+    with opening(source, MissingError):
+        if Path(source).is_dir():
+            raise MissingError(f"{source} is a folder, not a text", "name the files: --text a.txt --text b.txt")
+        if source != "-" and not Path(source).exists():
+            raise MissingError(f"no text {source}", "a file, or - for standard input")
+    text = Text([source])
+    text.check()
+    return text
 
-    def blocks(self) -> Iterator[bytes]:
-        """Return what was read before, then what is still to come."""
-        offset = 0
-        while True:
-            block = b""
-            if self.kept is not None:
-                self.kept.seek(offset)
-                block = self.kept.read(BLOCK_BYTES)
-            if not block:
-                block = self.stream.read(BLOCK_BYTES)
-                if not block:
-                    return
-                if self.kept is not None:
-                    self._keep(block)
-            offset += len(block)
+
+def empty(name: str) -> MissingError:
+    """Return the error for a text without a character."""
+    return MissingError(f"there is no text: {name} is empty", "--text book.txt")
+
+
+def _bytes(part: Path | Pipe, stopped: Callable[[], bool]) -> Iterator[bytes]:
+    if isinstance(part, Pipe):
+        yield from part.blocks(stopped)
+        return
+    with open(part, "rb") as file:
+        while not stopped() and (block := file.read(BLOCK_BYTES)):
             yield block
-
-    def _keep(self, block: bytes) -> None:
-        try:
-            self.kept.seek(0, 2)
-            self.kept.write(block)
-            self.kept.flush()
-        except OSError as error:
-            raise EdgeError(
-                f"{self.name} is read more than once and its copy in {tempfile.gettempdir()} fails: {error.strerror}",
-                "one policy, no --loop, and no --compare-full; or --text FILE; or TMPDIR with more space",
-            ) from error
 
 
 def _files(path: Path) -> list[Part]:
@@ -129,22 +129,33 @@ def _files(path: Path) -> list[Part]:
     return list(found)
 
 
-def _decode(blocks: Iterator[bytes], name: str) -> Iterator[str]:
+def decoded(blocks: Iterator[bytes], name: str, stopped: Callable[[], bool] = never) -> Iterator[str]:
+    """Return the characters of blocks of UTF-8, which end, or are `stopped` anywhere.
+
+    Raises TextError with the place of the first byte that is not UTF-8, after what comes before it.
+    """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     done = 0
     try:
         for block in blocks:
             done += len(block)
             yield decoder.decode(block)
-        yield decoder.decode(b"", final=True)
+        if not stopped():
+            yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        if done == len(error.object) and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise MediaError(f"{name} is UTF-16 text, not UTF-8", "iconv -f UTF-16 -t UTF-8") from error
-        if b"\0" in error.object:
-            raise MediaError(f"{name} is no text: it has bytes of value 0", "give a text file") from error
-        # `error.object` ends where the block ends; it may begin with bytes held back from the block before.
-        at = done - len(error.object) + error.start
-        raise MediaError(f"{name} is not UTF-8 text: byte {at} ({error.reason})", "iconv -f LATIN1 -t UTF-8") from error
+        yield error.object[: error.start].decode("utf-8-sig" if done == len(error.object) else "utf-8")
+        raise not_text(error, done, name) from error
+
+
+def not_text(error: UnicodeDecodeError, done: int, name: str) -> TextError:
+    """Return the error for blocks of which `done` bytes, the last of them in `error`, were decoded."""
+    if done == len(error.object) and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return TextError(f"{name} is UTF-16 text, not UTF-8", "iconv -f UTF-16 -t UTF-8")
+    # `error.object` ends where the block ends; it may begin with bytes held back from the block before.
+    at = done - len(error.object) + error.start
+    if b"\0" in error.object:
+        return TextError(f"{name} is no text: it has bytes of value 0, and byte {at} is not UTF-8", "give a text file")
+    return TextError(f"{name} is not UTF-8 text: byte {at} ({error.reason})", "iconv -f LATIN1 -t UTF-8")
 
 
 class DataSet:

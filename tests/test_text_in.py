@@ -1,0 +1,232 @@
+"""Text in: documents in a conversation, and texts that grow, in constant memory and with every line accounted for."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import run
+from tiny import TEXT_MODELS, VISION_MODELS
+
+from edgemllm import policies, session_file
+from edgemllm.cache.attention import NAME
+from edgemllm.commands.chat.repl import complete
+from edgemllm.errors import MissingError
+from edgemllm.media.frame import Frame
+from edgemllm.models import loading
+from edgemllm.models.chat import Sampling
+from edgemllm.models.families.base import ModelFamily
+from edgemllm.session import Session
+
+LICENSE = Path(__file__).parents[1] / "LICENSE"
+SHORT = ("--kv-budget", "128", "--max-tokens", "4")
+ENDED_S = 60
+"""It takes a second, but not on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModelFamily:
+    return loading.load(loading.locate("demo"))
+
+
+def session(family: ModelFamily, budget: int | None = 96, policy: str = "streaming-llm") -> Session:
+    return Session(family, policies.build(policy), budget, 16)
+
+
+def page(lines: int) -> str:
+    return "".join(f"Line {number}: the lamp was lit again.\n" for number in range(1, lines + 1))
+
+
+# ---- in a session ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fed(demo: ModelFamily, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of all text that the demo model is fed, but for those of answers."""
+    ids: list[int] = []
+    text = demo.text
+
+    def noting(tokens: Sequence[int], offset: int) -> Any:
+        ids.extend(tokens)
+        return text(tokens, offset)
+
+    monkeypatch.setattr(demo, "text", noting)
+    return ids
+
+
+def test_documents_stand_in_the_turn_of_the_question_in_their_order(demo: ModelFamily, fed: list[int]) -> None:
+    reading = session(demo)
+    reading.read("The door is open.\n")
+    reading.show(Frame(np.zeros((32, 32, 3), np.uint8), 0.0, 0))
+    reading.read("The lamp is lit.")
+    for _ in reading.ask("What is open?", Sampling(max_tokens=1)):
+        pass
+    written = demo.tokenizer.decode(fed)
+    assert written.startswith("<|im_start|>user\nThe door is open.\n\nThe lamp is lit.\nWhat is open?<|im_end|>\n")
+
+
+def test_files_and_strings_are_read_and_the_cache_stays_within_its_budget(demo: ModelFamily, tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_text(page(60))
+    watched = session(demo)
+    assert watched.read(tmp_path / "page.txt") == watched.meter.text_tokens > 500
+    assert watched.read("no end of line") < 10
+    assert (watched.meter.lines, watched.meter.text_bytes) == (61, len(page(60)) + 14)
+    assert max(watched.kv()["tokens_per_layer"]) <= 96
+    kept = watched.remembered("text")
+    assert kept[-1] == 61
+    assert (kept[0], kept[1] > 50) == (1, True), "the attention sinks, and the newest"
+    assert watched.remembered("video") == []
+
+
+def test_a_text_read_line_by_line_has_nearly_the_tokens_of_the_whole(demo: ModelFamily, tmp_path: Path) -> None:
+    text = LICENSE.read_text()[:3000]
+    whole, lines = session(demo), session(demo)
+    whole.read(text)
+    for line in text.splitlines(keepends=True):
+        lines.read_on(line)
+    assert whole.meter.text_bytes == lines.meter.text_bytes == len(text.encode())
+    assert abs(whole.meter.text_tokens - lines.meter.text_tokens) <= 0.02 * whole.meter.text_tokens
+
+
+def test_the_name_of_a_special_token_in_a_document_is_text(demo: ModelFamily, fed: list[int]) -> None:
+    session(demo).read("the log said <|im_end|> and <video>\n")
+    assert demo.tokenizer.convert_tokens_to_ids("<|im_end|>") not in fed
+    assert demo.tokenizer.decode(fed).endswith("user\nthe log said <|im_end|> and <video>\n")
+
+
+def test_a_saved_session_continues_in_the_middle_of_a_document(demo: ModelFamily, tmp_path: Path) -> None:
+    first, second = session(demo), session(demo)
+    first.read_on(page(20))
+    session_file.save(first, tmp_path / "a.edge")
+    session_file.load(second, tmp_path / "a.edge")
+    for each in (first, second):
+        each.read_on("One more line.\n")
+    assert first.cache.seen == second.cache.seen
+    assert "".join(first.ask("What?", Sampling(max_tokens=4))) == "".join(second.ask("What?", Sampling(max_tokens=4)))
+    assert second.remembered("text")[-1] == 21
+
+
+def test_an_empty_text_is_refused_and_leaves_the_session_as_it_was(demo: ModelFamily, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    reading = session(demo)
+    with pytest.raises(MissingError, match="is empty"):
+        reading.read(tmp_path / "empty.txt")
+    assert reading.cache.seen == 0
+
+
+@pytest.mark.parametrize("model", TEXT_MODELS + VISION_MODELS)
+def test_every_family_reads(model: Any) -> None:
+    family = model().use(NAME).family
+    reading = Session(family, policies.build("streaming-llm"), 96, 64 if "gemma" in model.__name__ else 16)
+    assert reading.read(page(12)) > 0
+    "".join(reading.ask("What?", Sampling(max_tokens=2)))
+
+
+# ---- chat --------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_reads_texts_before_its_questions(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(page(30))
+    done = run("chat", *SHORT, "--text", str(tmp_path / "a.txt"), "--text", "-", "--json", "Who?", stdin=page(3))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {key: result["text"][key] for key in ("path", "lines")} == {"path": "standard input", "lines": 3}
+    assert result["text"]["tokens"] > 3
+    assert result["text"]["remembered"][-1][1] == 33, "lines are counted through all texts"
+    assert result["video"] is None
+    assert max(result["kv"]["tokens_per_layer"]) <= 128
+    assert "a.txt: 30 lines, " in done.stderr
+    assert "of 33 lines at least partly" in done.stderr
+
+
+def test_a_conversation_reads_texts_and_shows_which_lines_are_left(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(page(30))
+    done = run("chat", *SHORT, stdin=f"/text {tmp_path / 'a.txt'}\n/stats\nWho?\n/help\n/text {tmp_path}\n")
+    assert done.returncode == 3
+    assert "| line 30" in done.stderr
+    assert "/text PATH" in done.stderr
+    assert "is a folder" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert complete("/te", "/te") == ["/text "]
+    assert complete("/text a", f"{tmp_path}/a") == [f"{tmp_path}/a.txt"]
+
+
+MISTAKES = {
+    "not there": (3, "no text nowhere.txt", ["--text", "nowhere.txt"]),
+    "folder": (3, "folder is a folder", ["--text", "folder"]),
+    "empty": (3, "empty.txt is empty", ["--text", "empty.txt"]),
+    "empty pipe": (3, "standard input is empty", ["--text", "-"]),
+    "binary": (3, "binary is no text", ["--text", "binary"]),
+    "not UTF-8": (3, "latin.txt is not UTF-8 text: byte 6", ["--text", "latin.txt"]),
+    "twice": (2, "given twice", ["--text", "-", "--text", "-"]),
+    "would not fit": (4, "never evicts", ["--text", "page.txt", "--policy", "full", "--kv-budget", "64"]),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_cannot_be_read_is_one_line_and_its_exit_code(case: str, tmp_path: Path) -> None:
+    code, words, arguments = MISTAKES[case]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "latin.txt").write_bytes("un café\n".encode("latin-1"))
+    (tmp_path / "page.txt").write_text(page(50))
+    done = run("chat", *arguments, "Who?", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert [words in line for line in done.stderr.splitlines() if line.startswith("error: ")] == [True]
+    assert done.stdout == ""
+
+
+def test_questions_and_a_text_do_not_both_come_from_standard_input() -> None:
+    done = run("chat", "--text", "-", stdin="hi\n")
+    assert done.returncode == 2
+    assert "where questions would come from" in done.stderr
+
+
+# ---- signals -----------------------------------------------------------------------------------------------------------
+
+
+def begin(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    """`edgemllm ARGUMENTS` whose standard input stays open."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgemllm", *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
+        # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number", "code"),
+    [
+        (("chat", *SHORT, "--json", "Who?"), signal.SIGINT, 130),
+        (("chat", *SHORT, "--json", "Who?"), signal.SIGTERM, 143),
+        (("perplexity", "--kv-budget", "128", "--json"), signal.SIGINT, 130),
+    ],
+)
+def test_a_pipe_that_stalls_is_left_at_one_signal(arguments: tuple[str, ...], number: signal.Signals, code: int) -> None:
+    process = begin(*arguments, "--text", "-", "--progress", "plain")
+    try:
+        assert process.stdin is not None
+        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, 4096)
+        process.stdin.write(page(150)[:4097])
+        process.stdin.flush()  # returns when somebody has begun to read
+        time.sleep(0.5)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=ENDED_S)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert json.loads(out)["command"] == arguments[0]
