@@ -29,6 +29,12 @@ def parse_time(text: str) -> float:
     raise UsageError(f"not a time: {text!r}", "write 90, 1:30, 00:01:30 or 1m30s")
 
 
+def parse_time_or_lines(text: str) -> tuple[float, bool]:
+    """Return seconds and False, or the number of "1000lines" or "10k lines" and True."""
+    lines = re.fullmatch(r"(.*\w)\s*lines?", text.strip().lower())
+    return (float(parse_count(lines[1])), True) if lines else (parse_time(text), False)
+
+
 def clock(seconds: float) -> str:
     """ "00:01:30" of 90 seconds."""
     whole = int(seconds)

@@ -24,8 +24,8 @@ from typer.testing import CliRunner, Result
 from edgemllm import policies, screen, session_file
 from edgemllm.cli.main import app
 from edgemllm.commands.stream.answers import Answers, SubtitleAnswers, TextAnswers
+from edgemllm.commands.stream.frames import FrameStream
 from edgemllm.commands.stream.rounds import Rounds
-from edgemllm.commands.stream.run import Stream
 from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.errors import EdgeError
 from edgemllm.media.detail import ANY, Detail
@@ -235,12 +235,14 @@ class Scenes:
             yield Frame(np.kron(pixels, np.ones((12, 12, 1), np.uint8)), float(index), index)
 
 
-def build(session: Session, first: int, count: int, save_wanted: Callable[[], bool] = lambda: False) -> tuple[Stream, Recorder]:
+def build(
+    session: Session, first: int, count: int, save_wanted: Callable[[], bool] = lambda: False
+) -> tuple[FrameStream, Recorder]:
     out = Recorder()
     schedule = Schedule.parse([QUESTION, "Was there a red circle?"], ["4s", "7s"], [])
     rounds = Rounds(session, schedule, Sampling(max_tokens=4), out, Display("none"))
     feed = Feed(Scenes(first, count), 8, full_batches=True)
-    stream = Stream(rounds, Source("scenes"), feed, save_wanted, similarity=Similarity(0.98))
+    stream = FrameStream(rounds, Source("scenes"), feed, Similarity(0.98), save_wanted=save_wanted)
     return stream, out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from edgemllm.cache.attention import NAME
 from edgemllm.commands.chat.repl import complete
 from edgemllm.errors import MissingError
 from edgemllm.media.frame import Frame
+from edgemllm.media.growing_text import LONGEST, GrowingText
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import ModelFamily
@@ -230,3 +232,178 @@ def test_a_pipe_that_stalls_is_left_at_one_signal(arguments: tuple[str, ...], nu
         process.kill()
     assert process.returncode == code, errors
     assert json.loads(out)["command"] == arguments[0]
+
+
+# ---- stream ------------------------------------------------------------------------------------------------------------
+
+
+def watch(source: GrowingText, lines: float = math.inf, most: int = 1000) -> str:
+    """Everything that comes until nothing is there, in pieces of `most` characters."""
+    found = ""
+    while piece := source.take(most, lines):
+        found += piece
+    return found
+
+
+def test_whole_lines_come_as_a_file_grows_and_across_truncation_and_rotation(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    path.write_text("\ufeffone\ntwo\nthr")
+    source = GrowingText(str(path))
+    assert watch(source) == "one\ntwo\n"
+    with path.open("a") as log:
+        log.write("ee\nfour\n")
+    assert source.take(1000, lines=1) == "three\n"
+    assert watch(source) == "four\n"
+    path.write_text("a new beginning\n")
+    assert watch(source) + watch(source) == "a new beginning\n"
+    with path.open("a") as log:
+        log.write("cut o")
+    path.rename(tmp_path / "app.log.1")
+    assert watch(source) == ""
+    path.write_text("rotated\n")
+    assert watch(source) + watch(source) == "cut o\nrotated\n", "a line that rotation cut off gets an end"
+    assert [notice.event for notice in source.notices] == ["truncated", "rotated"]
+    assert "was truncated after line 4; reading continues at its beginning" in source.notices[0].text
+    assert source.line == 7
+    source.close()
+
+
+def test_a_place_leads_back_to_where_reading_was(tmp_path: Path) -> None:
+    path = tmp_path / "app.log"
+    path.write_text(page(20))
+    first = GrowingText(str(path))
+    before = first.take(300)
+    place = json.loads(json.dumps(first.place))
+    first.close()
+    second = GrowingText(str(path), place=place)
+    assert before + watch(second) == page(20)
+    assert (second.line, second.byte) == (20, len(page(20)))
+    second.close()
+    path.unlink()
+    path.write_text("another\n")
+    third = GrowingText(str(path), place=place)
+    assert watch(third) == "another\n"
+    assert "reading continues at its beginning" in third.notices[0].text
+    third.close()
+
+
+def test_a_line_without_end_comes_in_parts_cut_between_words(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("lamp " * 20_000)
+    source = GrowingText(str(path), timeout=0.2)
+    parts = []
+    while not source.done:
+        parts.append(source.take(100))
+    assert "".join(parts) == "lamp " * 20_000
+    assert max(map(len, parts)) <= LONGEST
+    assert all(part.startswith(" lamp") for part in parts[1:-1] if part)
+    assert source.line == 1
+    source.close()
+
+
+ASKING = ("--ask", "Was there an error?", *SHORT, "--policy", "streaming-llm", "--chunk", "64")
+
+
+def events(out: str, name: str) -> list[dict[str, Any]]:
+    return [event for event in map(json.loads, out.splitlines()) if event["event"] == name]
+
+
+def test_a_piped_text_is_asked_about_by_the_line(tmp_path: Path) -> None:
+    done = run(
+        "stream", "--text", "-", *ASKING, "--every", "100lines", "--at", "150lines What?", "--at", "end Now?",
+        "--at", "9klines Never?", "--jsonl", stdin=page(250),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = events(done.stdout, "answer")
+    assert [(event["line"], event["question"]) for event in answers] == [
+        (100, "Was there an error?"), (150, "What?"), (200, "Was there an error?"), (250, "Now?"),
+    ]  # fmt: skip
+    assert answers[0]["byte"] == len(page(100))
+    assert all(max(event["kv"]["tokens_per_layer"]) <= 128 for event in answers)
+    text = events(done.stdout, "stats")[-1]["text"]
+    assert {key: text[key] for key in ("lines", "bytes")} == {"lines": 250, "bytes": len(page(250))}
+    assert text["remembered"][-1][1] == 250
+    assert "not asked, the text ended before line 9,000: Never?" in done.stderr
+
+
+def test_text_answers_name_the_line() -> None:
+    done = run("stream", "--text", "-", *ASKING, "--every", "1000lines", "-q", stdin="ok\n" * 1000)
+    assert done.stdout.startswith("[line 1,000]\tWas there an error?\t")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_text_stream_continues_where_it_was_saved(tmp_path: Path) -> None:
+    path, saved = tmp_path / "app.log", tmp_path / "app.edge"
+    common = ("stream", "--text", str(path), *ASKING, "--every", "40lines", "--timeout", "1s", "--jsonl")
+    path.write_text(page(90))
+    whole = events(run(*common).stdout, "answer")
+    path.write_text(page(50))
+    first = run(*common, "--save", str(saved))
+    assert first.returncode == 0, first.stderr
+    with path.open("a") as log:
+        log.write(page(90)[len(page(50)) :])
+    second = run(*common, "--resume", str(saved))
+    assert second.returncode == 0, second.stderr
+    answers = events(first.stdout, "answer") + events(second.stdout, "answer")
+    assert [event["line"] for event in answers] == [event["line"] for event in whole] == [40, 80]
+    assert "is the session of a text" in run("stream", str(loading.DEMO / "lecture.mp4"), "--resume", str(saved)).stderr
+
+
+def test_what_was_computed_before_a_damaged_byte_is_kept(tmp_path: Path) -> None:
+    path, saved = tmp_path / "app.log", tmp_path / "app.edge"
+    os.mkfifo(path)
+    process = begin("stream", "--text", str(path), *ASKING, "--every", "50lines", "--at", "end Now?", "--save", str(saved))
+    try:
+        path.write_bytes(page(60).encode() + b"caf\xe9\n")
+        out, errors = process.communicate(timeout=10 * ENDED_S)
+    finally:
+        process.kill()
+    assert process.returncode == 3, errors
+    assert [line.split("\t")[:2] for line in out.splitlines()] == [["[line 50]", "Was there an error?"], ["[line 61]", "Now?"]]
+    assert f"is not UTF-8 text: byte {len(page(60)) + 3}" in errors
+    assert saved.is_file()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stream_that_stalls_ends_at_one_signal_with_its_session_saved(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    process = begin("stream", "--text", "-", *ASKING, "--every", "20lines", "--save", str(tmp_path / "a.edge"))
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(page(20) + "half a li")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith("[line 20]\t")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=ENDED_S)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert session_file.run_of(tmp_path / "a.edge")["place"]["line"] == 20
+
+
+STREAM_MISTAKES = {
+    "neither": (2, "neither SOURCE nor --text", []),
+    "both": (2, "both given", ["page.txt", "--text", "page.txt"]),
+    "lines of a video": (2, "only a text has lines", ["clip.mp4", "--ask", "What?", "--every", "5lines"]),
+    "no count": (2, "'zero' is not a whole number", ["--text", "page.txt", "--ask", "What?", "--every", "zerolines"]),
+    "not there": (3, "no text nowhere.txt", ["--text", "nowhere.txt"]),
+    "folder": (3, "folder is a folder", ["--text", "folder"]),
+    "binary": (3, "binary is no text", ["--text", "binary"]),
+    "empty": (3, "empty.txt is empty", ["--text", "empty.txt", "--timeout", "0.3s"]),
+    "empty pipe": (3, "standard input is empty", ["--text", "-"]),
+}
+
+
+@pytest.mark.parametrize("case", STREAM_MISTAKES)
+def test_a_text_stream_that_cannot_begin_says_why(case: str, tmp_path: Path) -> None:
+    code, words, arguments = STREAM_MISTAKES[case]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "page.txt").write_text(page(5))
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 20)
+    done = run("stream", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""

@@ -20,7 +20,10 @@ MAY_BE_EMPTY = ("--system", "-s")
 
 EXAMPLES = {
     "chat": ('--video lecture.mp4 "What number was with the red square?"', "--text book.txt --kv-budget 2048"),
-    "stream": ('rtsp://camera/live --ask "Is there a person at the door?" --every 30s', "talk.mp4 --at end 'What was it?'"),
+    "stream": (
+        'rtsp://camera/live --ask "Is there a person at the door?" --every 30s',
+        "--text app.log --ask 'Was there an error?' --every 10000lines",
+    ),
     "perplexity": (
         "--text book.txt --policy inf-mllm,window --kv-budget 1024 --plot run.png",
         "--text - --tokens 4M < book.txt",

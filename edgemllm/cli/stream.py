@@ -16,7 +16,7 @@ from edgemllm.commands.stream.options import FeedOptions, QuestionOptions, Sessi
 from edgemllm.commands.terminal import no_echo
 
 StreamSource = Annotated[
-    str,
+    str | None,
     typer.Argument(
         metavar="SOURCE",
         help="A video, /dev/video0, rtsp:// or http://, a GStreamer pipeline, a folder that grows, or - for JPEG and PNG "
@@ -50,7 +50,7 @@ def _joined(words: Iterator[str]) -> Iterator[str]:
 @grouped()
 def stream(
     *,
-    source: StreamSource,
+    source: StreamSource = None,
     questions: QuestionOptions,
     clip: options.ClipOptions,
     size: options.DetailOptions,

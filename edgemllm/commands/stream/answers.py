@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from edgemllm.commands.events import Events, headed
@@ -13,6 +15,9 @@ from edgemllm.units import clock
 
 class Answers:
     """What a stream writes to stdout. Nothing is kept: a stream may last indefinitely."""
+
+    place: Mapping[str, int] = MappingProxyType({})
+    """Where in a text the next answer is given, `line` and `byte`; empty for video."""
 
     def start(self, **fields: Any) -> None:
         """Begin the run that `fields` describe."""
@@ -34,10 +39,11 @@ class Answers:
 
 
 class TextAnswers(Answers):
-    """`00:10:00 <tab> question <tab> answer`, one a line, the answer as it comes."""
+    """`00:10:00 <tab> question <tab> answer`, one a line, the answer as it comes; of a text `[line 10,000] <tab> ...`."""
 
     def ask(self, question: str, seconds: float) -> None:
-        _write(f"{clock(seconds)}\t{_one_line(question)}\t")
+        place = f"[line {self.place['line']:,}]" if self.place else clock(seconds)
+        _write(f"{place}\t{_one_line(question)}\t")
 
     def piece(self, text: str) -> None:
         _write(_one_line(text))
@@ -57,7 +63,7 @@ class JsonLinesAnswers(Answers):
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
         cut = {"stopped": True} if stopped else {}
-        self.event("answer", question=question, answer=answer, video_s=seconds, kv=kv, **cut)
+        self.event("answer", question=question, answer=answer, video_s=seconds, **self.place, kv=kv, **cut)
 
     def event(self, name: str, **fields: Any) -> None:
         self._events.event(name, **fields)
@@ -78,7 +84,8 @@ class JsonAnswers(Answers):
         _write(f'{head[:-1]}, "turns": [')
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
-        turn = {"question": question, "answer": answer, "video_s": seconds, **({"stopped": True} if stopped else {})}
+        cut = {"stopped": True} if stopped else {}
+        turn = {"question": question, "answer": answer, "video_s": seconds, **self.place, **cut}
         _write(f"{', ' if self._turns else ''}{json.dumps(turn)}")
         self._turns += 1
 

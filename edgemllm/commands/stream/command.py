@@ -15,13 +15,17 @@ from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.lineup import limit
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.commands.stream.answers import Answers, answers_as
+from edgemllm.commands.stream.frames import FrameStream
 from edgemllm.commands.stream.options import FeedOptions, QuestionOptions, SessionOptions, SubtitleOptions
+from edgemllm.commands.stream.reading import TextStream
 from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.commands.stream.run import Stream
 from edgemllm.commands.stream.schedule import Schedule
-from edgemllm.errors import EdgeError, MediaError, UsageError
+from edgemllm.errors import EdgeError, MediaError, TextError, UsageError
 from edgemllm.launch import prepare
 from edgemllm.media.detail import Detail
+from edgemllm.media.feed import Feed
+from edgemllm.media.growing_text import GrowingText
 from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
 from edgemllm.media.typed_lines import TypedLines
@@ -32,7 +36,7 @@ from edgemllm.units import clock
 
 
 def stream(
-    source: str,
+    source: str | None,
     questions: QuestionOptions,
     clip: options.ClipOptions,
     size: options.DetailOptions,
@@ -48,15 +52,18 @@ def stream(
 ) -> None:
     """Run the command until the source ends or `interrupts` end it."""
     out = answers_as(output.json, output.jsonl, subtitles.srt, subtitles.vtt)
-    schedule = questions.schedule()
-    watched = Source(source, **clip.of(), live=feed.live, retries=feed.retries, timeout=feed.silence)
+    schedule, by_line = questions.schedules(lines=feed.text is not None)
+    watched = _source(source, clip, feed)
     similarity = Similarity(feed.skip_similar) if feed.skip_similar is not None else None
     if kept.save is not None:
         session_file.check_place(kept.save)
-    state = _earlier(kept.resume, kept.save, display)
-    with contextlib.closing(watched.open(state.get("place"))) as frames:
-        schedule.start = watched.start
-        _check_times(schedule, watched)
+    state = _earlier(kept.resume, kept.save, display, feed.text is not None)
+    place = state.get("place")
+    incoming = watched.open(place) if watched else GrowingText(feed.text or "-", feed.silence, place)
+    with contextlib.closing(incoming):
+        if watched:
+            schedule.start = watched.start
+            _check_times(schedule, watched)
         detail = size.detail()
         request = run.request(system=reply.system, detail=detail)
         if request.kv_budget == "auto" and state.get("kv_budget"):
@@ -67,18 +74,25 @@ def stream(
         session = launch.open(display.step)
         if state and kept.resume is not None:
             session_file.load(session, kept.resume)
-        display.device, display.expected = launch.device, watched.video.expected if watched.video else None
+        display.device, display.expected = launch.device, watched.video.expected if watched and watched.video else None
         sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
         rounds = Rounds(session, schedule, sampling, out, display, stopping=interrupts.asked)
-        lines = _lines(source, display)
-        stream = Stream(rounds, watched, frames, interrupts.save_wanted, lines, similarity, kept.save, clip.max_frames)
-        stream.limit = limit(launch)
+        rounds.by_line = by_line
+        stream: Stream
+        if watched is None:
+            assert isinstance(incoming, GrowingText)
+            stream = TextStream(rounds, incoming)
+        else:
+            assert isinstance(incoming, Feed)
+            stream = FrameStream(rounds, watched, incoming, similarity, clip.max_frames)
+        stream.save_wanted, stream.save_to, stream.limit = interrupts.save_wanted, kept.save, limit(launch)
+        stream.lines = _lines(feed.text or source, display)
         if state:
             stream.resume(state)
             change = budget_change(state, session)
             display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}{change}")
         interrupts.session = session
-        out.start(**launch.describe(), source=watched.name)
+        out.start(**launch.describe(), source=stream.name)
         _watch(stream, out, interrupts)
 
 
@@ -87,7 +101,7 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
     failure: EdgeError | None = None
     try:
         run.run()
-    except MediaError as error:
+    except (MediaError, TextError) as error:
         failure = error
     except EdgeError as error:  # in the middle of a forward pass: the earlier file is the better one
         failure, run.save_to = error, None
@@ -112,7 +126,17 @@ def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
         raise failure
 
 
-def _earlier(resume: Path | None, save: Path | None, display: Display) -> dict[str, Any]:
+def _source(source: str | None, clip: options.ClipOptions, feed: FeedOptions) -> Source | None:
+    """Return SOURCE and how it is watched; None where a text comes in its place. Raises UsageError for both or neither."""
+    if (source is None) == (feed.text is None):
+        which = "SOURCE and --text are both given" if source else "there is neither SOURCE nor --text"
+        raise UsageError(which, "edgemllm stream rtsp://camera/live, or edgemllm stream --text app.log")
+    if source is None:
+        return None
+    return Source(source, **clip.of(), live=feed.live, retries=feed.retries, timeout=feed.silence)
+
+
+def _earlier(resume: Path | None, save: Path | None, display: Display, text: bool) -> dict[str, Any]:
     """Return the state of the run that is to continue; empty where there is none."""
     if resume is None:
         return {}
@@ -122,11 +146,13 @@ def _earlier(resume: Path | None, save: Path | None, display: Display) -> dict[s
     state = session_file.run_of(resume)
     if "place" not in state:
         raise UsageError(f"{resume} is a session, but of no stream", "edgemllm chat, then /load")
+    if state["place"] and ("line" in state["place"]) != text:
+        raise UsageError(f"{resume} is the session of {'frames' if text else 'a text'}", "the kind of source it was saved with")
     return state
 
 
-def _lines(source: str, display: Display) -> TypedLines | None:
-    """Return the questions from standard input, unless it brings the images."""
+def _lines(source: str | None, display: Display) -> TypedLines | None:
+    """Return the questions from standard input, unless it brings the images or the text."""
     if source == "-" or sys.stdin is None:
         return None
     lines = TypedLines(sys.stdin)
@@ -147,9 +173,9 @@ def _check_times(schedule: Schedule, source: Source) -> None:
     )
 
 
-def _input_tokens(config: Any, source: Source, schedule: Schedule, detail: Detail) -> int | None:
+def _input_tokens(config: Any, source: Source | None, schedule: Schedule, detail: Detail) -> int | None:
     """Estimate how many tokens the input has; None where its length is not known."""
-    video = source.video
+    video = source.video if source else None
     if video is None or video.expected is None or video.span is None:
         return None
     frame = family_of(config.model_type).sizes(config, detail).frame_tokens

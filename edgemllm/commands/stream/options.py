@@ -21,27 +21,38 @@ class QuestionOptions:
     every: Annotated[
         list[str],
         option(
-            "--every", help="How often: 30s, 5m; one for all standing questions or one for each. [default: 30s]", panel=ASKING
+            "--every",
+            help="How often: 30s, 5m, 1000lines of a text; one for all standing questions or one for each. [default: 30s]",
+            panel=ASKING,
         ),
     ] = field(default_factory=list)
     at: Annotated[
         list[str],
         option(
             "--at",
-            help="A question at a time of the stream, or at its end: --at 00:10:00 'Who came?'; repeatable.",
+            help="A question at a time or line of the stream, or at its end: --at 00:10:00 'Who came?'; repeatable.",
             panel=ASKING,
             metavar="TIME QUESTION",
         ),
     ] = field(default_factory=list)
 
-    def schedule(self) -> Schedule:
-        """Return the questions with their times. Raises UsageError."""
-        return Schedule.parse(self.ask, self.every, self.at)
+    def schedules(self, lines: bool) -> tuple[Schedule, Schedule]:
+        """Return the questions with their times, and with their lines where there are `lines`. Raises UsageError."""
+        if lines:
+            return Schedule.parse_both(self.ask, self.every, self.at)
+        return Schedule.parse(self.ask, self.every, self.at), Schedule()
 
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """How frames come in."""
+    """How frames, or the lines of a text, come in."""
+
+    text: Annotated[
+        str | None,
+        option(
+            "--text", help="In place of SOURCE: a text file that grows, a named pipe, or - for standard input.", panel=MEDIA
+        ),
+    ] = None
 
     live: Annotated[
         bool | None,
@@ -56,7 +67,11 @@ class FeedOptions:
     ] = 10
     timeout: Annotated[
         str | None,
-        option("--timeout", help="Silence after which an address is lost (10s), or a folder has ended (never).", panel=MEDIA),
+        option(
+            "--timeout",
+            help="Silence after which an address is lost (10s), or a folder or text has ended (never).",
+            panel=MEDIA,
+        ),
     ] = None
     skip_similar: Annotated[
         float | None,

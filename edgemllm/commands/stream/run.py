@@ -1,26 +1,19 @@
-"""Watching a source for as long as it lasts, and answering on the way, in constant memory."""
+"""Watching or reading a source for as long as it lasts, and answering on the way, in constant memory."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from edgemllm import session_file
-from edgemllm.commands.lineup import check_limit
 from edgemllm.commands.stream.rounds import Rounds
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError, MediaError
-from edgemllm.launch import out_of_memory
-from edgemllm.media.feed import Feed, raise_error
-from edgemllm.media.frame import Frame
-from edgemllm.media.similarity import Similarity
-from edgemllm.media.source import Source
+from edgemllm.errors import EdgeError
+from edgemllm.media.feed import Notice
 from edgemllm.media.typed_lines import TypedLines
-from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.screen import remembered, status, strips
 from edgemllm.units import clock
 
@@ -30,62 +23,59 @@ PIPE_S = 0.2
 """Time that piped questions get to arrive when the source has already ended."""
 HELP = """\
 a line        a question about everything seen so far
-/stats        the cache, memory and speed; which seconds of the stream are still remembered
+/stats        the cache, memory and speed; which part of the stream is still remembered
 /save [FILE]  write the session to one file (default: that of --save)
 /exit         end in order (also Ctrl-C)
 what you type is hidden; an empty line stops the meter, and shows the next line while you type it"""
 
 
+class Incoming(Protocol):
+    """Where a stream comes from, piece by piece."""
+
+    notices: deque[Notice]
+
+    @property
+    def done(self) -> bool:
+        """Return whether nothing is left and nothing will come."""
+
+    def begin(self) -> None:
+        """Let the clock of the source start now."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
 @dataclass
 class Stream:
-    """One run: the session of `rounds` watches a feed, and questions are put to it by schedule and by `lines`."""
+    """One run: the session of `rounds` takes in what comes, and questions are put to it by schedule and by `lines`."""
 
     rounds: Rounds
-    source: Source
-    feed: Feed
-    save_wanted: Callable[[], bool] = lambda: False
+    save_wanted: Callable[[], bool] = field(default=lambda: False, kw_only=True)
     """Whether to save now, once for every time it is true."""
-    lines: TypedLines | None = None
-    similarity: Similarity | None = None
-    save_to: Path | None = None
-    max_frames: int | None = None
-    """Of this run."""
-    limit: int | None = None
+    lines: TypedLines | None = field(default=None, kw_only=True)
+    save_to: Path | None = field(default=None, kw_only=True)
+    limit: int | None = field(default=None, kw_only=True)
     """Tokens a layer that a cache which never evicts may reach."""
-    place: dict[str, Any] = field(default_factory=dict)
+    place: dict[str, Any] = field(default_factory=dict, kw_only=True)
     """Where in the source the session is."""
 
     def __post_init__(self) -> None:
         self.session, self.display, self.out = self.rounds.session, self.rounds.display, self.rounds.out
-        self._exit, self._taken = False, 0
-        self._missed, self._dropped = 0, self.session.meter.dropped
+        self._exit = False
         self._next_stats = self.session.meter.video_s + STATS_S
 
     def resume(self, run: Mapping[str, Any]) -> None:
         """Take over what `state` of an earlier run gave."""
-        self.place, self._missed = dict(run["place"]), run["missed"]
+        self.place = dict(run["place"])
         self.rounds.resume(run["rounds"])
-        if self.similarity is not None and run["similar"] is not None:
-            self.similarity.latest = np.array(run["similar"], np.uint8)
 
     def state(self) -> dict[str, Any]:
         """Return what, besides the session, decides how the run continues; JSON."""
-        latest = None if self.similarity is None else self.similarity.latest
-        return {
-            "place": self.place,
-            "missed": self.missed,
-            "rounds": self.rounds.state(),
-            "similar": None if latest is None else latest.tolist(),
-        }
-
-    @property
-    def missed(self) -> int:
-        """Return about how many frames came while the source was away."""
-        return self._missed + self.feed.missed
+        return {"place": self.place, "rounds": self.rounds.state()}
 
     def run(self) -> None:
-        """Watch and answer until the source ends or is to end. Raises MediaError where it was lost for good."""
-        self.feed.begin()
+        """Take in and answer until the source ends or is to end. Raises the error with which it was lost for good."""
+        self.incoming.begin()
         self.rounds.ask(at=self.session.meter.video_s)  # what an earlier run was stopped at
         while not self._ending():
             self._report_notices()
@@ -94,17 +84,60 @@ class Stream:
             self._take_line()
             if not self._step():
                 break
-        nothing = self.feed.done and not (self.session.meter.frames or self.session.meter.skipped)
-        if not nothing and not self._ending():
+        nothing = self._nothing()
+        if nothing is None and not self._ending():
             self._finish()
-        self.feed.close()
-        self._count()
+        self.incoming.close()
         self._report_notices()
         self._keep_lines()
-        self._say_what_was_seen()
-        raise_error(self.feed)
-        if nothing and not self._ending():
-            raise MediaError(f"{self.source.name} brought not one frame", "check what writes to it")
+        self.display.say(f"{self.came()}, {self.rounds.answers} questions answered")
+        self._check_end()
+        if nothing is not None and not self._ending():
+            raise nothing
+
+    def summary(self) -> dict[str, Any]:
+        """Return the `stats` event."""
+        meter = self.session.meter
+        return {
+            "video_s": round(meter.video_s, 3),
+            "answers": self.rounds.answers,
+            **self.source_json(),
+            "frame_s": round(meter.frame_s, 3),
+            "kv": self.session.kv(),
+            "memory": memory.report(self.display.device) | {"rss_bytes": memory.rss_bytes()},
+            "speed": meter.rates(),
+        }
+
+    # ---- what a kind of source decides -------------------------------------------------------------------------
+
+    @property
+    def incoming(self) -> Incoming:
+        """Return where it comes from."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """Return the name of the source."""
+        raise NotImplementedError
+
+    def source_json(self) -> dict[str, Any]:
+        """Return what the source has brought, for the `stats` event."""
+        raise NotImplementedError
+
+    def came(self) -> str:
+        """Return the same in words, for the end."""
+        raise NotImplementedError
+
+    def _nothing(self) -> EdgeError | None:
+        """Return the error for a source that has ended and brought nothing."""
+        raise NotImplementedError
+
+    def _end_s(self) -> float:
+        """Return the seconds of the stream up to which questions are due once the source has ended."""
+        return self.session.meter.video_s
+
+    def _check_end(self) -> None:
+        """Report why the source has ended: raise its error, if there was one."""
 
     def save(self, path: Path | None = None) -> None:
         """Write the session and where the stream is. Raises EdgeError where it cannot be written."""
@@ -115,78 +148,33 @@ class Stream:
         self.display.say(f"saved to {path} ({memory.human_bytes(size)}) at {clock(self.session.meter.video_s)}")
         self.out.event("saved", path=str(path), bytes=size, video_s=round(self.session.meter.video_s, 3))
 
-    def summary(self) -> dict[str, Any]:
-        """Return the `stats` event."""
-        meter, video = self.session.meter, self.source.video
-        return {
-            "video_s": round(meter.video_s, 3),
-            "answers": self.rounds.answers,
-            "video": {
-                "path": self.source.name,
-                "frames_total": video.frames_total if video else None,
-                "frames_seen": meter.frames,
-                "frames_skipped": meter.skipped,
-                "frames_dropped": meter.dropped,
-                "frames_missed": self.missed,
-                "seconds": video.seconds if video else None,
-            },
-            "frame_s": round(meter.frame_s, 3),
-            "kv": self.session.kv(),
-            "memory": memory.report(self.display.device) | {"rss_bytes": memory.rss_bytes()},
-            "speed": meter.rates(),
-        }
-
-    # ---- watching ----------------------------------------------------------------------------------------------
+    # ---- on the way --------------------------------------------------------------------------------------------
 
     def _ending(self) -> bool:
         return self._exit or self.rounds.stopping()
 
     def _step(self) -> bool:
-        """Watch the next frames, or ask what is due before them; False at the end."""
-        due = self.rounds.schedule.next
-        most = FRAMES_AT_ONCE if self.max_frames is None else min(FRAMES_AT_ONCE, self.max_frames - self._taken)
-        if most <= 0:
-            return False
-        frames = self.feed.take(most, before=due)
-        if frames:
-            self._taken += len(frames)
-            self._see(frames)
-        elif (now := self.feed.next_time) is not None and now >= due:
-            self.rounds.ask_due(now)
-        return not self.feed.done
+        """Take in what comes next, or ask what is due before it; False at the end."""
+        raise NotImplementedError
 
-    def _see(self, frames: list[Frame]) -> None:
-        meter, similarity = self.session.meter, self.similarity
-        check_limit(self.session, self.limit)
-        fresh = [frame for frame in frames if similarity is None or similarity.is_new(frame.pixels)]
-        meter.skipped += len(frames) - len(fresh)
-        if fresh:
-            with out_of_memory():
-                self.session.see(fresh, None if similarity else self.source.interval)
-        meter.video_s = frames[-1].time
-        self.place = self.source.place(frames[-1])
-        self._count()
+    def _advance(self, place: dict[str, Any]) -> None:
+        """Note where the stream is, and report it."""
+        self.place = place
         self.display.step(self.session)
-        if meter.video_s >= self._next_stats:
-            self._next_stats = meter.video_s + STATS_S
+        if self.session.meter.video_s >= self._next_stats:
+            self._next_stats = self.session.meter.video_s + STATS_S
             self.out.event("stats", **self.summary())
-
-    def _count(self) -> None:
-        self.session.meter.dropped = self._dropped + self.feed.dropped
 
     def _report_notices(self) -> None:
         """Say what happened to the source."""
-        while self.feed.notices:
-            notice = self.feed.notices.popleft()
+        while self.incoming.notices:
+            notice = self.incoming.notices.popleft()
             self.display.say(notice.text)
             self.out.event(notice.event, **notice.fields)
 
     def _finish(self) -> None:
         """Ask, once the source has ended, what is due until then, what waits, and what was to be asked at the end."""
-        video, seconds = self.source.video, self.session.meter.video_s
-        if self.feed.done and not self.feed.error and video is not None and video.span is not None and not video.shortfall:
-            seconds = max(seconds, video.start + video.span + self.source.offset)
-        schedule = self.rounds.schedule
+        seconds, schedule = self._end_s(), self.rounds.schedule
         while schedule.next <= seconds and not self._ending():
             self.rounds.ask_due(schedule.next)
         if self.lines is not None:
@@ -197,23 +185,11 @@ class Stream:
             self.rounds.ask(*schedule.final, at=self.session.meter.video_s)
             self.rounds.report_left(seconds)
 
-    def _say_what_was_seen(self) -> None:
-        meter, folder, video = self.session.meter, self.source.folder, self.source.video
-        parts = [f"{meter.frames} frames watched"]
-        parts += [f"{meter.skipped} skipped as similar"] if self.similarity else []
-        parts += [f"{meter.dropped} dropped, because the model was busy"] if self.feed.live else []
-        parts += [f"about {self.missed} missed while it was away"] if self.missed else []
-        parts += [f"{folder.late} files came too late in order"] if folder and folder.late else []
-        parts += [f"{folder.damaged} files are no image"] if folder and folder.damaged else []
-        self.display.say(f"{self.source.name}: {', '.join(parts)}, {self.rounds.answers} questions answered")
-        if video is not None and video.shortfall:
-            self.display.say(f"warning: {video.shortfall}")
-
     # ---- lines that are typed ----------------------------------------------------------------------------------
 
     def _take_line(self) -> bool:
         """Answer or do one line; False if there is none. Nothing is asked before there is something to see."""
-        line = self.lines.take() if self.lines and (self.session.cache.seen or self.feed.done) else None
+        line = self.lines.take() if self.lines and (self.session.cache.seen or self.incoming.done) else None
         if line is None:
             return False
         self.display.close_prompt()
