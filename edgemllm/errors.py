@@ -66,11 +66,11 @@ def opening(path: str | os.PathLike[str], kind: type[EdgeError]) -> Iterator[Non
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """The text, or its beginning and its length where it is too long for a message."""
+    """Return the text, or its beginning and its length where it is too long for a message."""
     return text if len(text) <= most else f"{text[:60]}... ({len(text)} characters)"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A clause for a message, such as " (did you mean 'inf-mllm'?)", or nothing."""
+    """Return a clause for a message, such as " (did you mean 'inf-mllm'?)", or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -88,7 +88,7 @@ class Session:
 
     @property
     def format(self) -> ChatFormat:
-        """The chat template; raises MissingError for a model that has none."""
+        """Return the chat template. Raises MissingError for a model that has none."""
         self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens, self.family.media_wrappers)
         return self._format
 
@@ -106,7 +106,7 @@ class Session:
 
     @torch.inference_mode()
     def feed(self, chunk: Chunk) -> Tensor:
-        """Take tokens in, chunk by chunk with eviction between; logits (B, V) after the last one."""
+        """Take tokens in, chunk by chunk with eviction between; return logits (B, V) after the last one."""
         if not len(chunk):
             raise UsageError("nothing to read: the input is empty")
         for _ in self.passes(chunk):
@@ -252,14 +252,14 @@ class Session:
 
     @property
     def decoder(self) -> Decoder:
-        """What runs single tokens through this session's cache."""
+        """Return what runs single tokens through this session's cache."""
         if self._decoder is None or self._decoder.cache is not self.cache:
             self._decoder = Decoder(self.family.text_model, self.cache)
         return self._decoder
 
     @torch.inference_mode()
     def step(self, token: int) -> Tensor:
-        """Take in one token of an answer; logits (B, V) of the next."""
+        """Take in one token of an answer; return logits (B, V) of the next."""
         self.last = self.decoder.step(self.family.text([token], self.position))
         self.position += 1
         return self.family.logits(self.last)[:, -1]
@@ -284,12 +284,12 @@ class Session:
     # ---- what it knows of itself -------------------------------------------------------------------------------
 
     def remembered(self, kind: Literal["video", "text"]) -> list[float]:
-        """The seconds of video, or the lines of text, of which the cache still holds something, in order."""
+        """Return the seconds of video, or the lines of text, of which the cache still holds something, in order."""
         found: list[float] = self.cache.remembered(Modality.VISION if kind == "video" else Modality.TEXT).tolist()
         return found
 
     def kv(self) -> dict[str, Any]:
-        """The `KV` object of the JSON output, measured."""
+        """Return the `KV` object of the JSON output, measured."""
         lengths = [layer.length for layer in self.cache.managed]
         mean = sum(lengths) / len(lengths)
         spec = self.family.spec

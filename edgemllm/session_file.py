@@ -88,7 +88,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
 
 
 def check_place(path: Path) -> Path:
-    """The file that a session saved to `path` replaces: symbolic links are followed, so that they stay links.
+    """Return the file that a session saved to `path` replaces: symbolic links are followed, so that they stay links.
 
     Raises UsageError for what is no regular file or cannot be written, and MissingError for a folder that is not there.
     """
@@ -107,7 +107,7 @@ def check_place(path: Path) -> Path:
 
 
 def run_of(path: Path) -> dict[str, Any]:
-    """The state of the run of a saved session and its `kv_budget`, without the session. Raises as `load` does."""
+    """Return the run's state of a saved session and its `kv_budget`, without the session. Raises as `load` does."""
     return _run(_read(path, "cpu")[0])
 
 
@@ -143,7 +143,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a whole file."""
+    """Read header and tensors of a whole file."""
     with opening(path, MissingError):
         if not path.is_file():
             raise MissingError(f"no saved session {path}")
@@ -172,7 +172,7 @@ def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _identity(session: Session) -> dict[str, Any]:
-    """What must agree between the session that saved and the one that loads, what explains most first."""
+    """Return what must agree between the session that saved and the one that loads, what explains most first."""
     model = session.family.model
     config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"):
@@ -196,7 +196,7 @@ def _check(session: Session, header: dict[str, Any], path: Path) -> None:
 
 
 def _difference(key: str, header: dict[str, Any], mine: str, model: str) -> str:
-    """What a file was saved with and this session lacks, for a message."""
+    """Return what a file was saved with and this session lacks, for a message."""
     if key == "weights":
         return f"other weights than those of {model}"
     if key == "architecture":
@@ -212,8 +212,8 @@ def _difference(key: str, header: dict[str, Any], mine: str, model: str) -> str:
 
 def _check_system(session: Session, header: dict[str, Any], path: Path) -> None:
     """Refuse a system prompt that comes too late: it stands before the first turn."""
-    begun = not header["first"] or header["media"]
-    if begun and session.system is not None and session.system != header["system"]:
+    started = not header["first"] or header["media"]
+    if started and session.system is not None and session.system != header["system"]:
         had = f"the system prompt {header['system']!r}" if header["system"] else "no system prompt"
         raise UsageError(f"{path} was started with {had}, which cannot change any more", "omit --system")
 

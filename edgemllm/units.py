@@ -15,7 +15,7 @@ MOST = 10**18
 
 
 def parse_time(text: str) -> float:
-    """Seconds of "90", "1:30", "00:01:30.5", "90s" or "1m30s"."""
+    """Return the seconds of "90", "1:30", "00:01:30.5", "90s" or "1m30s"."""
     text = text.strip().lower()
     if re.fullmatch(r"(\d+:){0,2}\d+(\.\d+)?", text):
         seconds = 0.0
@@ -36,13 +36,13 @@ def parse_time_or_lines(text: str) -> tuple[float, bool]:
 
 
 def clock(seconds: float) -> str:
-    """ "00:01:30" of 90 seconds."""
+    """Write 90 seconds as "00:01:30"."""
     whole = int(seconds)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def parse_count(text: str, option: str = "") -> int:
-    """4000000 of "4M", "4e6", "4_000_000" or "4000000"; `option` is named in the error."""
+    """Return 4000000 for "4M", "4e6", "4_000_000" or "4000000"; `option` is named in the error."""
     word = text.strip().lower().replace("_", "")
     try:
         number = Decimal(word[:-1]) * _UNITS[word[-1]] if word[-1:] in _UNITS else Decimal(word)
@@ -55,7 +55,7 @@ def parse_count(text: str, option: str = "") -> int:
 
 
 def short_count(count: int) -> str:
-    """ "1.25M" of 1 250 000: four digits at most."""
+    """Write 1,250,000 as "1.25M": four digits at most."""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if count >= size:
             return f"{count / size:.4g}{unit}"

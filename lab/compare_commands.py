@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def outputs(source: Path, only: str) -> Iterator[tuple[str, str]]:
-    """Each call that contains `only` and what it printed, normalised; from a recording or by making the calls."""
+    """Return each call that contains `only` and what it printed, normalised; from a recording or by making the calls."""
     if source.is_file():
         recorded = json.loads(source.read_text())
         yield from ((call, recorded.get(call, "not recorded")) for call in map(title, CALLS) if only in call)
@@ -163,7 +163,7 @@ def outputs(source: Path, only: str) -> Iterator[tuple[str, str]]:
 
 
 def furnish(place: Path, tree: Path) -> None:
-    """The inputs of the calls, under names that are the same for every checkout."""
+    """Make the inputs of the calls, under names that are the same for every checkout."""
     (place / "lecture.mp4").symlink_to(tree / "edgemllm/assets/demo/lecture.mp4")
     words = [f"The {place} of number {number} is {number * number % 97}." for number, place in enumerate(["box", "door"] * 60)]
     (place / "page.txt").write_text(" ".join(words))
@@ -181,13 +181,13 @@ def worker(only: str) -> None:
 
 
 def title(call: tuple[list[str], str]) -> str:
-    """How a call is typed, about, with what it reads from standard input."""
+    """Return roughly how a call is typed, with what it reads from standard input."""
     words, typed = call
     return f"edgemllm {' '.join(words)}{f' <<< {typed[:40]!r}' if typed else ''}"
 
 
 def normal(call: str, code: int, out: str, err: str) -> str:
-    """The exit code, standard output and the message of a failure, without what differs from run to run."""
+    """Return the exit code, standard output and the message of a failure, without what differs from run to run."""
     lines = [f"exit code {code}"]
     for line in out.splitlines():
         try:
@@ -208,7 +208,7 @@ def normal(call: str, code: int, out: str, err: str) -> str:
 
 
 def without_figures(found: Any) -> Any:
-    """The same object with `...` for what was measured."""
+    """Return the same object with `...` for what was measured."""
     if isinstance(found, dict):
         return {key: "..." if MEASURED.fullmatch(key) else without_figures(value) for key, value in found.items()}
     return [without_figures(each) for each in found] if isinstance(found, list) else found

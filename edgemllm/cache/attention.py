@@ -60,7 +60,7 @@ def attention(
 
 
 def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
-    """Let the policy see the attention of the last `watched` queries, and hand it on in parts (B, H, rows, L up to them).
+    """Let the policy see the attention of the last `watched` queries, and pass it on in parts (B, H, rows, L up to them).
 
     Each part of the rows sees every key, so watching in parts is exact; later rows hide their future from earlier ones.
     """
@@ -76,7 +76,7 @@ def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: fl
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
-    """The output (B, H, rows, D) of attention weights (B, H, rows, l), the first l values, in one product a KV head."""
+    """Return the output (B, H, rows, D) of weights (B, H, rows, l) on the first l values, in one product per KV head."""
     values = value[:, :, : weights.shape[-1]].flatten(0, 1)
     grouped = weights.to(value.dtype).view(len(values), -1, weights.shape[-1])
     return torch.bmm(grouped, values).view(*weights.shape[:3], -1)

@@ -49,11 +49,11 @@ class Chunk:
 
     @property
     def next_position(self) -> int:
-        """The first position after this chunk."""
+        """Return the first position after this chunk."""
         return int(self.positions.max()) + 1 if len(self) else 0
 
     def split(self, size: int) -> Iterator[Chunk]:
-        """Pieces of at most `size` tokens, in order. A block is never cut: one that is longer comes whole."""
+        """Return pieces of at most `size` tokens, in order. A block is never cut: one that is longer comes whole."""
         start = 0
         while start < len(self):
             part = slice(start, self._cut(start, size))
@@ -65,7 +65,7 @@ class Chunk:
             start = part.stop
 
     def _cut(self, start: int, size: int) -> int:
-        """Where the piece that begins at `start` ends."""
+        """Return where the piece that begins at `start` ends."""
         stop = min(start + size, len(self))
         if self.block is None or stop == len(self):
             return stop
@@ -78,7 +78,7 @@ class Chunk:
 
     @staticmethod
     def of_text(embeds: Tensor, offset: int, axes: int = 1) -> Chunk:
-        """Text tokens (B, q, E) at positions offset, offset + 1, ... on every axis."""
+        """Place text tokens (B, q, E) at positions offset, offset + 1, ... on every axis."""
         batch, count, device = *embeds.shape[:2], embeds.device
         positions = torch.arange(offset, offset + count, device=device).expand(axes, batch, count)
         modality = torch.full((batch, count), Modality.TEXT, dtype=torch.uint8, device=device)
@@ -86,7 +86,7 @@ class Chunk:
 
     @staticmethod
     def join(chunks: Sequence[Chunk]) -> Chunk:
-        """One chunk of several that follow each other."""
+        """Make one chunk of several that follow each other."""
         deepstack = None
         depth = max((len(chunk.deepstack) for chunk in chunks if chunk.deepstack is not None), default=0)
         if depth:

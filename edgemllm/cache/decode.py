@@ -42,11 +42,11 @@ class Decoder:
 
     @property
     def warm(self) -> bool:
-        """Whether decoding has reached steady state: cache lengths recur in order, so one replay is followed by another."""
+        """Return whether decoding is steady: cache lengths recur in order, so one replay is followed by another."""
         return self.replayed or not self.capturing or not self._cycles()
 
     def step(self, chunk: Chunk) -> Tensor:
-        """Hidden state (B, 1, E) of a chunk of one token."""
+        """Return the hidden state (B, 1, E) of a chunk of one token."""
         self.replayed = False
         if not (self.capturing and chunk.deepstack is None and self._cycles()):
             return forward(self.text_model, self.cache, chunk)
@@ -69,18 +69,18 @@ class Decoder:
         return hidden.clone()  # the next replay writes over it
 
     def _cycles(self) -> bool:
-        """Every layer evicts when it is full again, so that its length goes round in a circle; one that was trimmed grows."""
+        """Return whether every layer evicts when it is full again, so that its length recurs; one that was trimmed grows."""
         return all(layer.counts.evicted and layer.slots.capacity == layer.budget for layer in self.cache.layers)
 
     def _shape(self) -> Hashable:
-        """What the kernels of a step depend on besides the contents of storage."""
+        """Return what the kernels of a step depend on besides the contents of storage."""
         storage = tuple(layer.keys.data_ptr() for layer in self.cache.layers)
         if storage != self._storage or len(self.graphs) >= MAX_GRAPHS or len(self._met) >= 2 * MAX_GRAPHS:
             self._storage, self.graphs, self._met = storage, {}, set()
         return tuple(layer.length for layer in self.cache.layers), self.cache.rope.stride
 
     def _copied(self, chunk: Chunk) -> Chunk:
-        """The token at the addresses that graphs read from."""
+        """Return the token, copied to the addresses that graphs read from."""
         names = ("embeds", "positions", "modality", "time")
         if self._input is None or self._input.embeds.dtype != chunk.embeds.dtype:
             fixed = {name: getattr(chunk, name).clone(memory_format=torch.contiguous_format) for name in names}

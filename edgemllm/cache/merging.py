@@ -71,6 +71,6 @@ def _put_keys(layer: CacheLayer, index: Tensor, rows: Tensor, changed: Tensor) -
 
 
 def most_similar(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest cosine of each unit row (B, H, m, D) with the unit anchors (B, H, n, D), and whose it is; (B, H, m) each."""
+    """Return the largest cosine of unit rows (B, H, m, D) with unit anchors (B, H, n, D), and whose it is; (B, H, m) each."""
     found = [(block @ anchors.mT).max(-1) for block in rows.split(BLOCK, dim=2)]
     return torch.cat([best.values for best in found], -1), torch.cat([best.indices for best in found], -1)

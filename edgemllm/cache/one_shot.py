@@ -41,7 +41,7 @@ class OneShot(CachePolicy):
 
 
 def fit(wanted: Sequence[float], total: int, floor: int, ceiling: float = math.inf, spread: bool = True) -> list[int]:
-    """Whole slots near `wanted`, each within floor and ceiling, their sum at most `total`.
+    """Return whole slots near `wanted`, each within floor and ceiling, their sum at most `total`.
 
     What a layer at a limit leaves or takes is shared by the others in proportion (`spread`), until the sum is right.
     Raises ValueError where even `floor` for everyone is too much.

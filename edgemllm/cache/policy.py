@@ -65,21 +65,21 @@ class CachePolicy:
 
     @property
     def query_window(self) -> int:
-        """Latest queries a layer keeps, so that `layer.window_attention()` can be computed at eviction time; 0: none."""
+        """Return how many latest queries a layer keeps for `layer.window_attention()` at eviction time; 0: none."""
         return 0
 
     @property
     def scratch(self) -> Scratch:
-        """What the plan leaves room for besides the cache."""
+        """Return what the plan leaves room for besides the cache."""
         return Scratch(min(self.observe_window, OBSERVED_ROWS), self.query_window, self.compaction_copies)
 
     @property
     def uneven(self) -> bool:
-        """Whether layers get different numbers of slots when the cache first fills: `allocate` is overridden."""
+        """Return whether layers get different numbers of slots when the cache first fills: `allocate` is overridden."""
         return type(self).allocate is not CachePolicy.allocate
 
     def minimum(self) -> int:
-        """The smallest budget, in tokens, with which the policy means anything (the incoming chunk comes on top)."""
+        """Return the smallest budget, in tokens, with which the policy makes sense (the incoming chunk comes on top)."""
         return 1
 
     def evict_at_least(self, budget: int) -> int:
@@ -87,7 +87,7 @@ class CachePolicy:
         return self.slack or min(max(budget // 64, 1), 32)
 
     def allocate(self, layers: Sequence[CacheLayer], total: int, floor: int) -> list[int]:
-        """Slots of each managed layer, at least `floor` each, summing to at most `total`.
+        """Return the slots of each managed layer, at least `floor` each, summing to at most `total`.
 
         Asked for once, when the cache first fills; until then all layers have the same.
         """
@@ -101,18 +101,18 @@ class CachePolicy:
         """
 
     def score(self, layer: CacheLayer) -> Tensor:
-        """The worth of every live slot, (B, H_kv | 1, L), any real type, compared as float32; higher survives.
+        """Return the worth of every live slot, (B, H_kv | 1, L), any real type, compared as float32; higher survives.
 
         1 in place of H_kv: one choice for all heads. The tensor is copied before anything is written to it.
         """
         raise NotImplementedError("a policy overrides score() or compress()")
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
-        """How many of the first and of the newest tokens survive whatever their score, when `size` are kept."""
+        """Return how many of the first and of the newest tokens survive whatever their score, when `size` are kept."""
         return 0, 0
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
-        """The `size` slots that survive, ascending, (B, H_kv | 1, size)."""
+        """Return the `size` slots that survive, ascending, (B, H_kv | 1, size)."""
         score = checked(self, layer, self.score(layer))
         if self.shared_heads:
             score = score.mean(1, keepdim=True)

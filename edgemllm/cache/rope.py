@@ -35,7 +35,7 @@ class Rope:
 
     @property
     def fixed(self) -> bool:
-        """Whether a position always has the same rotation, which need not be so with dynamic NTK."""
+        """Return whether a position always has the same rotation, which need not be so with dynamic NTK."""
         kinds = getattr(self.rotary, "rope_type", "default")
         kind = kinds.get(self.layer_type) if isinstance(kinds, dict) else kinds
         return kind not in ("dynamic", "longrope")

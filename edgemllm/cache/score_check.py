@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
-    """A policy's score as a float32 tensor of its own on the layer's device. Raises UsageError for what is no score.
+    """Return a policy's score as a float32 tensor of its own on the layer's device. Raises UsageError for what is no score.
 
     Looking at values makes a GPU wait, so there only a layer's first compaction does, and only under policies from outside.
     """
@@ -32,7 +32,7 @@ def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
 
 
 def protected_counts(policy: object, layer: CacheLayer, counts: object) -> tuple[int, int]:
-    """What protected() of a policy returned, each count at most the layer's length. Raises UsageError for no two counts."""
+    """Return what a policy's protected() gave, each count at most the layer's length. Raises UsageError for no two counts."""
     if not isinstance(counts, tuple) or len(counts) != 2 or not all(isinstance(count, int) and count >= 0 for count in counts):
         got = repr(counts)[:40]
         raise UsageError(f"policy {type(policy).__name__}: protected() returned {got}, expected two counts such as (4, 32)")

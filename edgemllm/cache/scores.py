@@ -9,7 +9,7 @@ OBSERVED_ROWS = 128
 
 
 def attention_weights(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Causal attention of rotated queries (B, H, w, D), the last of the text, to rotated keys (B, H_kv, L, D).
+    """Return the causal attention of rotated queries (B, H, w, D), the last of the text, to rotated keys (B, H_kv, L, D).
 
     (B, H, w, L) float32.
     """
@@ -25,10 +25,10 @@ def attention_weights(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
 
 
 def group_mean(weights: Tensor, kv_heads: int) -> Tensor:
-    """(B, H, w, L) to (B, H_kv, w, L): the mean of the query heads that share a KV head."""
+    """Reduce (B, H, w, L) to (B, H_kv, w, L): the mean of the query heads that share a KV head."""
     return weights if weights.shape[1] == kv_heads else weights.unflatten(1, (kv_heads, -1)).mean(2)
 
 
 def causal_mask(rows: int, length: int, device: torch.device) -> Tensor:
-    """(rows, length) bool: the last `rows` of `length` tokens, each seeing itself and what came before."""
+    """Return (rows, length) bool: the last `rows` of `length` tokens, each seeing itself and what came before."""
     return torch.ones(rows, length, dtype=torch.bool, device=device).tril(length - rows)

@@ -38,7 +38,7 @@ Count = Annotated[int, Range(1)]
 
 
 def allowed(kind: Any) -> str:
-    """The values of a setting of type `kind`, in words: "a whole number from 1 upwards"."""
+    """Return the values of a setting of type `kind`, in words: "a whole number from 1 upwards"."""
     bare, numbers, choices = taken_apart(kind)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     ways = [f"one of {', '.join(choices)}"] if len(choices) > 1 else list(choices)
@@ -49,7 +49,7 @@ def allowed(kind: Any) -> str:
 
 
 def taken_apart(kind: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """The plain type of a setting (None: words alone), the Range of its numbers if it is one, and the words it also knows."""
+    """Return the plain type of a setting (None: words alone), the Range of its numbers if any, and the words it also knows."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         parts = [taken_apart(part) for part in typing.get_args(kind)]
         bare, numbers = next(((bare, numbers) for bare, numbers, _ in parts if bare is not None), (None, None))
@@ -76,6 +76,6 @@ def check(policy: Any) -> None:
 
 
 def kinds(policy: Any) -> dict[str, Any]:
-    """The type of each setting of a policy class, with its Range."""
+    """Return the type of each setting of a policy class, with its Range."""
     hints = typing.get_type_hints(policy, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(policy)}

@@ -30,12 +30,12 @@ class CacheSpec:
 
     @property
     def sliding(self) -> tuple[int, ...]:
-        """Windows of the layers that no policy manages: sliding ones beside full ones."""
+        """Return the windows of the layers that no policy manages: sliding ones beside full ones."""
         return tuple(window for window in self.windows if window is not None) if None in self.windows else ()
 
     @property
     def managed(self) -> int:
-        """How many layers the policy decides for."""
+        """Return how many layers the policy decides for."""
         return self.layers - len(self.sliding)
 
     def token_bytes(self, policy: CachePolicy) -> int:

@@ -27,7 +27,7 @@ class Gpu:
 
 
 def cuda_gpu() -> Gpu | None:
-    """CUDA device 0, or none when torch sees no GPU: where Linux has no driver for one, without importing torch."""
+    """Return CUDA device 0, or None when torch sees no GPU: where Linux has no driver for one, without importing torch."""
     if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
         return None
     import torch
@@ -41,12 +41,12 @@ def cuda_gpu() -> Gpu | None:
 
 
 def profile(name_or_file: str | Path) -> DeviceProfile:
-    """What `--profile` means: `auto` is this machine, anything else a shipped name or a file."""
+    """Return what `--profile` means: `auto` is this machine, anything else a shipped name or a file."""
     return detect() if str(name_or_file) == "auto" else load(name_or_file)
 
 
 def detect(root: Path = Path("/"), find_gpu: Callable[[], Gpu | None] = cuda_gpu) -> DeviceProfile:
-    """The shipped profile nearest to this machine, with the memory that this machine really shows."""
+    """Return the shipped profile nearest to this machine, with the memory that this machine really shows."""
     tree = device_tree(root)
     if "nvidia,tegra" in tree or (root / "etc/nv_tegra_release").exists():
         return _unified(tree, root, tree.partition("\n")[0])
@@ -59,7 +59,7 @@ def detect(root: Path = Path("/"), find_gpu: Callable[[], Gpu | None] = cuda_gpu
 
 
 def device_tree(root: Path = Path("/")) -> str:
-    """Model and compatible strings of the board, one a line; empty where there is no device tree."""
+    """Return the board's model and compatible strings, one per line; empty where there is no device tree."""
     parts = []
     for name in ("model", "compatible"):
         try:
@@ -93,7 +93,7 @@ def _discrete(gpu: Gpu) -> DeviceProfile:
 
 
 def _nearest(profiles: list[DeviceProfile], total: int) -> DeviceProfile:
-    """The largest class that is not larger than this machine by more than a tenth, else the smallest."""
+    """Return the largest class that is not larger than this machine by more than a tenth, else the smallest."""
     ordered = sorted(profiles, key=lambda profile: (profile.memory or 0, profile.name))
     below = [profile for profile in ordered if (profile.memory or 0) <= total * 11 // 10]
     return below[-1] if below else ordered[0]

@@ -13,7 +13,7 @@ SMALL, LARGE = 1 << 20, 32 << 20
 
 @contextmanager
 def release_freed_pages() -> Iterator[None]:
-    """Inside, freed blocks of a megabyte and more go back to the system at once.
+    """Return freed blocks of a megabyte and more to the system at once, while inside.
 
     glibc raises that limit to 32 MiB when large blocks are freed, and what it keeps lies between full-precision weights that
     were needed for a moment: a quantised model came to five times its size. Afterwards the limit stays at these 32 MiB: once
@@ -27,7 +27,7 @@ def release_freed_pages() -> Iterator[None]:
 
 
 def keep_heap(size: int) -> None:
-    """From now on, keep up to `size` freed bytes at the end of the heap (glibc: 64 MiB) instead of returning them.
+    """Keep up to `size` freed bytes at the end of the heap from now on (glibc: 64 MiB) instead of returning them.
 
     A policy that watches a chunk's attention allocates and frees across that border, and would get its pages from the system
     anew each time.

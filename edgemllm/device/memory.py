@@ -55,7 +55,7 @@ class Memory:
 
 
 def probe(device: str = "cpu", root: Path = Path("/")) -> Memory:
-    """Memory that a model on `device` (cpu, cuda, cuda:1, mps) would live in. `root` holds proc/ and sys/."""
+    """Return the memory that a model on `device` (cpu, cuda, cuda:1, mps) would live in. `root` holds proc/ and sys/."""
     if device.startswith("cuda"):
         return _cuda_memory(device, root)
     free, total, source = _system_memory(root)
@@ -97,7 +97,7 @@ def _machine_memory(root: Path) -> tuple[int, int, str]:
 
 
 def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, usage) of every memory group that this process is in: the lowest of them stops it."""
+    """Return (limit, usage) of every memory group that this process is in: the lowest of them stops it."""
     found = []
     for base, path in _cgroup_folders(root):
         folder = base / path
@@ -113,7 +113,7 @@ def _cgroup_limits(root: Path) -> list[tuple[int, int]]:
 
 
 def _cgroup_folders(root: Path) -> list[tuple[Path, str]]:
-    """Where the groups are mounted, and this process's path below: version 2, its hybrid mount, version 1."""
+    """Return where the groups are mounted, and this process's path below: version 2, its hybrid mount, version 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -132,7 +132,7 @@ def _cgroup_folders(root: Path) -> list[tuple[Path, str]]:
 
 
 def _reclaimable(folder: Path) -> int:
-    """File pages that the kernel drops before it kills: a model file just read fills the group with them."""
+    """Return the file pages that the kernel drops before it kills: a model file just read fills the group with them."""
     try:
         text = (folder / "memory.stat").read_text()
     except OSError:
@@ -149,14 +149,14 @@ def _number(path: Path) -> int | None:
 
 
 def rss_bytes() -> int:
-    """Memory of this process now."""
+    """Return the memory of this process now."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def rss_peak_bytes() -> int:
-    """The most memory this process ever held."""
+    """Return the most memory this process ever held."""
     if sys.platform == "win32":
         import psutil
 
@@ -168,7 +168,7 @@ def rss_peak_bytes() -> int:
 
 
 def device_peak_bytes(device: str) -> int:
-    """The most memory that tensors ever took on a CUDA device; 0 elsewhere."""
+    """Return the most memory that tensors ever took on a CUDA device; 0 elsewhere."""
     if not device.startswith("cuda"):
         return 0
     import torch
@@ -177,7 +177,7 @@ def device_peak_bytes(device: str) -> int:
 
 
 def report(device: str, root: Path = Path("/")) -> dict[str, Any]:
-    """The `memory` object of every `--json` answer."""
+    """Return the `memory` object of every `--json` answer."""
     memory = probe(device, root)
     return {
         "kind": memory.kind,
@@ -189,7 +189,7 @@ def report(device: str, root: Path = Path("/")) -> dict[str, Any]:
 
 
 def parse_bytes(text: str) -> int:
-    """`512MiB` and `1.5g` are binary, `2 GB` is decimal, a bare number is bytes."""
+    """Read a size in bytes: `512MiB` and `1.5g` are binary, `2 GB` is decimal, a bare number is bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match.group(2) not in _UNITS:
         raise UsageError(f"not an amount of memory: '{text}'", "write a number and a unit, such as 512MiB, 2GB or 1.5g")
@@ -197,7 +197,7 @@ def parse_bytes(text: str) -> int:
 
 
 def human_bytes(count: int) -> str:
-    """`112.0 MiB`: one decimal, binary units."""
+    """Write a size as `112.0 MiB`: one decimal, binary units."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:

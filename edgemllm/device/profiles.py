@@ -84,26 +84,26 @@ class DeviceProfile:
     """Where each figure comes from."""
 
     def idle_memory(self) -> Memory:
-        """What such a machine has free before anything is loaded, to plan for it from somewhere else."""
+        """Return what such a machine has free before anything is loaded, to plan for it from somewhere else."""
         if self.memory is None:
             return probe("cpu")
         return Memory(self.kind, self.memory - self.reserved, self.memory, "expected: all less what is reserved")
 
 
 def configs_folder() -> Path:
-    """`configs/`: inside the package when installed, beside it in a source checkout."""
+    """Return `configs/`: inside the package when installed, beside it in a source checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names() -> list[str]:
-    """The profiles that come with edgemllm."""
+    """Return the profiles that come with edgemllm."""
     return sorted(path.stem for path in (configs_folder() / "devices").glob("*.toml"))
 
 
 def load(name_or_file: str | Path) -> DeviceProfile:
-    """A shipped profile by name, or one of your own by file; `auto` is what `detect.profile` takes besides."""
+    """Load a shipped profile by name, or one of your own by file; `auto` is what `detect.profile` takes besides."""
     text = str(name_or_file)
     if text in names():
         return _read(configs_folder() / "devices" / f"{text}.toml")

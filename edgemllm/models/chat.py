@@ -41,8 +41,7 @@ class ChatFormat:
             )
 
     def turn(self, media: Sequence[str], first: bool, system: str | None = None) -> list[str]:
-        """The texts around the media and documents of a user's turn, then the text before and after the question:
-        len(media) + 2.
+        """Return the texts around media and documents of a user's turn, then before and after the question: len(media) + 2.
 
         The last starts after the question and ends where the answer begins. Later turns begin by closing the answer
         before them.
@@ -63,13 +62,13 @@ class ChatFormat:
         return [*pieces, self._bare(before), after]
 
     def _bare(self, text: str) -> str:
-        """The text without placeholders of what comes in another order than in the template."""
+        """Return the text without placeholders of what comes in another order than in the template."""
         for mark in (DOCUMENT, *filter(None, self.tokens.values())):
             text = text.replace(mark, "")
         return text
 
     def _written(self, media: Sequence[str], first: bool, system: str | None) -> tuple[str, str]:
-        """What the template writes before and after the question, with placeholders."""
+        """Return what the template writes before and after the question, with placeholders."""
         strings = [DOCUMENT] * len(media) + [QUESTION]
         parts = [{"type": TEXT, TEXT: DOCUMENT} if kind == TEXT else {"type": kind} for kind in media]
         listed = [*parts, {"type": TEXT, TEXT: QUESTION}]
@@ -124,7 +123,7 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token of logits (1, V)."""
+    """Return the next token, drawn from logits (1, V)."""
     if sampling.temperature <= 0:
         return int(logits.argmax(-1))
     chances = (logits.float() / sampling.temperature).softmax(-1)
@@ -142,7 +141,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.told = 0
+        self.emitted = 0
         """How many of `ids` are already part of the text given out."""
 
     def _text(self, ids: list[int]) -> str:
@@ -150,15 +149,15 @@ class Detokenizer:
         return text
 
     def add(self, token: int) -> str:
-        """What became readable with this token."""
+        """Return what became readable with this token."""
         self.ids.append(token)
-        known, text = self._text(self.ids[: self.told]), self._text(self.ids)
-        if text.endswith("\ufffd") and len(self.ids) - self.told < 8:
+        known, text = self._text(self.ids[: self.emitted]), self._text(self.ids)
+        if text.endswith("\ufffd") and len(self.ids) - self.emitted < 8:
             return ""
         # The last tokens stay as context: some tokenizers write a space only between two of them.
-        self.ids, self.told = self.ids[self.told :], len(self.ids) - self.told
+        self.ids, self.emitted = self.ids[self.emitted :], len(self.ids) - self.emitted
         return text[len(known) :]
 
     def rest(self) -> str:
-        """What was held back, at the end."""
-        return self._text(self.ids)[len(self._text(self.ids[: self.told])) :]
+        """Return what was held back, at the end."""
+        return self._text(self.ids)[len(self._text(self.ids[: self.emitted])) :]

@@ -21,7 +21,7 @@ TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.j
 
 
 def read_config(name: str, folder: Path, trust_remote_code: bool = False) -> Any:
-    """The configuration in `folder` of model `name`. Raises MissingError where it is damaged, UsageError if not supported."""
+    """Read the configuration of model `name`. Raises MissingError where it is damaged, UsageError if not supported."""
     from transformers import AutoConfig
 
     try:
@@ -56,7 +56,7 @@ def read_config(name: str, folder: Path, trust_remote_code: bool = False) -> Any
 
 
 def read_tokenizer(name: str, folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer in `folder` of model `name`. Raises MissingError naming the file that is damaged."""
+    """Read the tokenizer in `folder` of model `name`. Raises MissingError naming the file that is damaged."""
     from transformers import AutoTokenizer
 
     try:
@@ -73,7 +73,7 @@ def read_tokenizer(name: str, folder: Path, trust_remote_code: bool = False) -> 
 
 
 def _is_json(path: Path) -> bool:
-    """Also where there is no such file."""
+    """Return whether the file, if there is one, holds JSON."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -47,7 +47,7 @@ def find(name: str, offline: bool, say: Callable[[str], None] = lambda line: Non
 
 
 def cached() -> dict[str, int]:
-    """Hub ids of models in the cache and their bytes on disk; empty where there is no cache."""
+    """Return the hub ids of models in the cache and their bytes on disk; empty where there is no cache."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -59,7 +59,7 @@ def cached() -> dict[str, int]:
 
 
 def check_files(name: str, folder: Path) -> None:
-    """MissingError naming what a checkpoint's folder lacks, before anything is read."""
+    """Raise MissingError naming what a checkpoint's folder lacks, before anything is read."""
     if not (folder / "config.json").is_file():
         raise MissingError(f"model folder {name} has no config.json", "give the folder of a transformers checkpoint")
     index = folder / "model.safetensors.index.json"
@@ -89,7 +89,7 @@ def check_files(name: str, folder: Path) -> None:
 
 
 def _check_whole(name: str, path: Path) -> None:
-    """A safetensors file says in its header how long it is: a cut download is named, instead of failing later."""
+    """Raise MissingError for a safetensors file shorter than its header says: a cut download is named at once."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:

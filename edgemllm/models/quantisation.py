@@ -14,7 +14,7 @@ NF4 = {"quant_type": "nf4", "compress_statistics": True}
 
 
 def quantisation_of(model: Any) -> str:
-    """What the loaded modules really are: nf4, int8, a ready-made method such as awq, or none."""
+    """Return what the loaded modules really are: nf4, int8, a ready-made method such as awq, or none."""
     kinds = {type(module).__name__ for module in model.modules()}
     if "Linear4bit" in kinds:
         return "nf4"
@@ -24,14 +24,14 @@ def quantisation_of(model: Any) -> str:
 
 
 def method_of(config: Any) -> str:
-    """The method a checkpoint was quantised with before it got here: awq, gptq, bitsandbytes ...; empty for none."""
+    """Return how a checkpoint was quantised before it got here: awq, gptq, bitsandbytes ...; empty for not at all."""
     found = getattr(config, "quantization_config", None)
     method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
     return str(getattr(method, "value", method) or "")
 
 
 def stored_as(config: Any) -> str:
-    """The quantisation that a checkpoint has already: nf4 or int8 where bitsandbytes made it, else its method; or nothing."""
+    """Return the quantisation a checkpoint has already: nf4 or int8 where bitsandbytes made it, else its method; or nothing."""
     method = method_of(config)
     if method != "bitsandbytes":
         return method
@@ -41,7 +41,7 @@ def stored_as(config: Any) -> str:
 
 
 def require_bitsandbytes(quant: str) -> None:
-    """UsageError where it is not installed."""
+    """Raise UsageError where it is not installed."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -52,7 +52,7 @@ def require_bitsandbytes(quant: str) -> None:
 
 
 def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
-    """What transformers needs to quantise while it reads."""
+    """Return what transformers needs to quantise while it reads."""
     require_bitsandbytes(quant)
     from transformers import BitsAndBytesConfig
 
@@ -69,7 +69,7 @@ def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
 
 
 def without_cpu_repacking(model: Any) -> Any:
-    """The model, its 4-bit layers kept from repacking their weights at the first token, as they do where there is AVX512-BF16.
+    """Keep the model's 4-bit layers from repacking their weights at the first token, as they do where there is AVX512-BF16.
 
     There bitsandbytes (0.50) would compute in bfloat16 whatever the dtype, take eight times a layer's bytes while it repacks,
     and fail for widths that 64 does not divide. So every processor gives the same answers, in the memory that was planned.
@@ -81,7 +81,7 @@ def without_cpu_repacking(model: Any) -> Any:
 
 
 def quantised(linear: nn.Linear, quant: str, dtype: torch.dtype) -> nn.Module:
-    """One linear layer in `quant`, on its device; the full weight is dropped."""
+    """Return one linear layer in `quant`, on its device; the full weight is dropped."""
     import bitsandbytes as bnb
 
     rows, columns, bias = linear.out_features, linear.in_features, linear.bias

@@ -27,7 +27,7 @@ WORDS = ("<image>", "<video>", "<img>", "</img>", "<fake_token_around_image>", "
 
 
 def random_model(auto: Any, config: Any, quant: str, dtype: torch.dtype, device: str, attention: Any) -> Any:
-    """A model of `config` as its architecture initialises it, on `device`; only the decoder's linear layers are quantised.
+    """Make a model of `config` as its architecture initialises it; only the decoder's linear layers are quantised.
 
     auto: the transformers class, such as AutoModelForCausalLM. Seeded: the same weights every time on one device.
     """
@@ -48,7 +48,7 @@ def random_model(auto: Any, config: Any, quant: str, dtype: torch.dtype, device:
 
 
 def _modules(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, str, nn.Module, Any]]:
-    """(parent, name, module, how it is initialised): a model inside a model has a way of its own."""
+    """Yield (parent, name, module, how it is initialised): a model inside a model has a way of its own."""
     from transformers import PreTrainedModel
 
     for name, child in module.named_children():
@@ -74,7 +74,7 @@ def _materialise(module: nn.Module, device: torch.device, made: dict[int, nn.Par
 
 
 def byte_tokenizer(config: Any) -> Any:
-    """A fast tokenizer with a chat template for any configuration."""
+    """Make a fast tokenizer with a chat template for any configuration."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,7 +97,7 @@ def byte_tokenizer(config: Any) -> Any:
 
 
 def _special(config: Any) -> dict[str, int]:
-    """Token and id of what the configuration names."""
+    """Return token and id of what the configuration names."""
     ends = config.get_text_config().eos_token_id
     found = {"<end>": (ends[0] if isinstance(ends, list) else ends) or 0}
     for key, word in (
@@ -111,9 +111,9 @@ def _special(config: Any) -> dict[str, int]:
 
 
 def _template(config: Any) -> str:
-    """As the real templates do: Qwen-VL wraps its media, Gemma 3 writes the token before a picture."""
+    """Write what the real templates do: Qwen-VL wraps its media, Gemma 3 writes the token before a picture."""
     if getattr(config, "boi_token_id", None) is not None:
         return TEMPLATE.replace("IMAGE", "<start_of_image>").replace("VIDEO", "")
     wrapped = getattr(config, "vision_start_token_id", None) is not None
-    before, behind = ("<vision>", "</vision>") if wrapped else ("", "")
-    return TEMPLATE.replace("IMAGE", f"{before}<image>{behind}").replace("VIDEO", f"{before}<video>{behind}")
+    before, after = ("<vision>", "</vision>") if wrapped else ("", "")
+    return TEMPLATE.replace("IMAGE", f"{before}<image>{after}").replace("VIDEO", f"{before}<video>{after}")

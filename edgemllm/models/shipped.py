@@ -15,19 +15,19 @@ PREFIX = "random:"
 
 
 def names() -> list[str]:
-    """Names that may follow `random:`."""
+    """Return the names that may follow `random:`."""
     return sorted(path.stem for path in _folder().glob("*.json"))
 
 
 def read(name: str) -> dict[str, Any]:
-    """A configuration as in the checkpoint's own config.json. Raises UsageError."""
+    """Read a configuration as in the checkpoint's own config.json. Raises UsageError."""
     found = _file(name)
     found.pop("parameters")
     return found
 
 
 def hub_id(name: str) -> str:
-    """Where the trained weights are; empty for an architecture of our own."""
+    """Return where the trained weights are; empty for an architecture of our own."""
     return str(_file(name)["_name_or_path"])
 
 
@@ -46,27 +46,27 @@ def full_name(name: str, say: Callable[[str], None] = lambda line: None) -> str:
 
 
 def architecture(name: str) -> str:
-    """`random:NAME` where `name` or the hub id it is short for is shipped, so that a plan downloads nothing; else `name`."""
+    """Return `random:NAME` where `name` or the hub id it is short for is shipped (a plan downloads nothing), else `name`."""
     if Path(name).is_dir():
         return name
     return next((f"{PREFIX}{each}" for each in names() if name in (each, hub_id(each))), name)
 
 
 def smaller(count: int, vision: bool) -> list[str]:
-    """Models with trained weights and fewer than `count` parameters, the largest first; only those that see, if `vision`."""
+    """Return models with trained weights and fewer than `count` parameters, largest first; only those that see, if `vision`."""
     found = [name for name in names() if hub_id(name) and parameters(name) < count]
     found = [name for name in found if not vision or "vision_config" in _file(name)]
     return [*sorted(found, key=parameters, reverse=True), "demo"]
 
 
 def matching(word: str) -> list[str]:
-    """Names that contain `word`, or else the one that is nearest to it."""
+    """Return the names that contain `word`, or else the one that is nearest to it."""
     known = ["demo", *names()]
     return [name for name in known if word.lower() in name] or difflib.get_close_matches(word.lower(), known, n=1)
 
 
 def parameters(name: str) -> int:
-    """How many numbers its weights are."""
+    """Return how many parameters it has."""
     return int(_file(name)["parameters"])
 
 

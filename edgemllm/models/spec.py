@@ -106,7 +106,7 @@ class ModelSpec:
     """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
 
     def with_patches(self, patches: int | None) -> ModelSpec:
-        """The same with pictures of `patches` patches; None leaves the size that the tower has."""
+        """Return the same with pictures of `patches` patches; None leaves the size that the tower has."""
         if self.vision is None or patches is None:
             return self
         return replace(self, vision=replace(self.vision, patches=patches))
@@ -121,18 +121,18 @@ class ModelSpec:
         return self.linear_parameters + fixed
 
     def linear_bytes(self, quant: str, dtype: str) -> int:
-        """Bytes of all quantisable weights under `quant`."""
+        """Return the bytes of all quantisable weights under `quant`."""
         return sum(shape.count * matrix_bytes(shape.rows, shape.columns, quant, dtype) for shape in self.linears)
 
     def weights_bytes(self, quant: str, dtype: str) -> int:
-        """Bytes of all weights: only the language model's linear layers shrink."""
+        """Return the bytes of all weights: only the language model's linear layers shrink."""
         if self.stored_bytes is not None:
             return self.stored_bytes
         kept = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
         return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
-        """Weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
+        """Return the weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
         kept = self.other_text_parameters + self.vocab * self.hidden
         if self.stored_bytes is not None:
             unread = self.vision_parameters + self.embedding_parameters - self.vocab * self.hidden
@@ -141,7 +141,7 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: Any) -> ModelSpec:
-        """From a transformers configuration; no weights are read or allocated."""
+        """Derive it from a transformers configuration; no weights are read or allocated."""
         model = _on_meta(config)
         decoder = model.get_decoder()
         text = config.get_text_config(decoder=True)
@@ -169,19 +169,19 @@ class ModelSpec:
 
 
 def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
-    """The cache shape of a text configuration whose numbers take `itemsize` bytes; UsageError as in `_sliding_windows`."""
+    """Return the cache shape of a text configuration with `itemsize` bytes per number. Raises as `_sliding_windows`."""
     return CacheSpec(config.num_hidden_layers, *_heads(config), itemsize, axes, _sliding_windows(config, axes))
 
 
 def _heads(text: Any) -> tuple[int, int, int]:
-    """Attention heads, key-value heads and the dimension of a head, of a text configuration."""
+    """Return attention heads, key-value heads and the dimension of a head, of a text configuration."""
     heads = int(text.num_attention_heads)
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     return heads, int(kv_heads), int(getattr(text, "head_dim", None) or text.hidden_size // heads)
 
 
 def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
-    """The sliding window of each layer, None for full attention; UsageError for layers that are neither."""
+    """Return each layer's sliding window, None for full attention. Raises UsageError for layers that are neither."""
     count = config.num_hidden_layers
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= config.max_position_embeddings:
@@ -199,7 +199,7 @@ def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
 
 
 def matrix_bytes(rows: int, columns: int, quant: str, dtype: str) -> int:
-    """Bytes that one weight matrix takes, as bitsandbytes 0.50 really stores it (a test compares)."""
+    """Return the bytes that one weight matrix takes, as bitsandbytes 0.50 really stores it (a test compares)."""
     count = rows * columns
     if quant == "nf4":
         # Half a byte a weight; a byte of scale for 64 of them; a float for 256 of those; two code tables and an offset.
@@ -227,7 +227,7 @@ def _on_meta(config: Any) -> Any:
 
 
 def _split(decoder: nn.Module) -> tuple[tuple[LinearShape, ...], int]:
-    """Quantisable matrices of the language model, and its other parameters without the embeddings."""
+    """Return the quantisable matrices of the language model, and its other parameters without the embeddings."""
     from torch import nn
 
     shapes: Counter[tuple[int, int]] = Counter()
@@ -248,7 +248,7 @@ def _embeddings(model: Any) -> int:
 
 
 def _outside(model: nn.Module, decoder: nn.Module) -> tuple[str, ...]:
-    """The largest modules that hold linear layers but no part of the language model's blocks."""
+    """Return the largest modules that hold linear layers but no part of the language model's blocks."""
     from torch import nn
 
     inside = {id(module) for module in decoder.modules()}

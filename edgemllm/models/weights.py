@@ -16,7 +16,7 @@ SAMPLE = 8
 
 
 def check_complete(name: str, model: Any, info: Mapping[str, Any]) -> None:
-    """MissingError where transformers' loading `info` says that the model is not, or not only, what the files hold.
+    """Raise MissingError where transformers' loading `info` says that the model is not, or not only, what the files hold.
 
     It fills what is missing with random numbers. Tied weights, and what an architecture does not need, it leaves out of its
     list by itself. Tensors that the model has no place for are no fault, unless they are blocks beyond its last one: then
@@ -48,7 +48,7 @@ def check_complete(name: str, model: Any, info: Mapping[str, Any]) -> None:
 
 
 def _of_other_shapes(model: Any) -> list[tuple[str, torch.Size, torch.Size]]:
-    """Tensors of a model quantised on loading whose shape is not its architecture's, as (name, found, wanted).
+    """Return (name, found, wanted) of tensors of a model quantised on loading whose shape is not its architecture's.
 
     transformers compares shapes itself, but in 5.20, the last for Python 3.10, not beside a quantizer.
     """
@@ -61,7 +61,7 @@ def _of_other_shapes(model: Any) -> list[tuple[str, torch.Size, torch.Size]]:
 
 
 def not_finite(name: str, model: Any) -> EdgeError:
-    """Why a model computes what is not a number: its weights, which are searched, or its dtype."""
+    """Return the error for a model that computes what is not a number: due to its weights, which are searched, or its dtype."""
     for key, tensor in model.state_dict().items():
         if not _finite(tensor):
             return MissingError(f"model {name}: tensor {key} has values that are not finite numbers", "fetch it again")
@@ -73,7 +73,7 @@ def not_finite(name: str, model: Any) -> EdgeError:
 
 @torch.inference_mode()
 def fingerprint(model: Any) -> str:
-    """A hash of a sample of every tensor, wherever it lies and however it is stored; reads kilobytes."""
+    """Hash a sample of every tensor, wherever it lies and however it is stored; reads kilobytes."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         if torch.is_tensor(tensor):

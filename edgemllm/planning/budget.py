@@ -31,7 +31,7 @@ class KVBudget:
 
 
 def parse_kv_budget(text: str) -> KVBudget:
-    """The value of `--kv-budget`; a UsageError says what to type instead."""
+    """Return the value of `--kv-budget`. Raises UsageError with what to type instead."""
     value = text.strip().lower()
     if value in ("", "auto"):
         return KVBudget()

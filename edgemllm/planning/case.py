@@ -47,30 +47,30 @@ class Case:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of a cached token over all layers."""
+        """Return the bytes of a cached token over all layers."""
         return self.shape.token_bytes(self.policy)
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the cache that do not depend on the budget."""
+        """Return the bytes of the cache that do not depend on the budget."""
         return self.shape.fixed_bytes(self.policy, self.chunk)
 
     @property
     def limited(self) -> bool:
-        """Whether the cache is held to a budget: always, but for a policy that never evicts with `auto`."""
+        """Return whether the cache is held to a budget: always, but for a policy that never evicts with `auto`."""
         return self.policy.bounded or self.budget.kind != "auto"
 
     @property
     def least_tokens(self) -> int:
-        """The smallest budget, in tokens a layer, with which the policy can take a token in."""
+        """Return the smallest budget, in tokens per layer, with which the policy can take a token in."""
         return self.policy.minimum() + 1
 
     def kv_bytes(self, tokens: int) -> int:
-        """Bytes of the cache at `tokens` a layer."""
+        """Return the bytes of the cache at `tokens` per layer."""
         return self.fixed_bytes + tokens * self.token_bytes
 
     def tokens(self) -> int:
-        """Tokens a layer: what was asked for, or what memory leaves.
+        """Return the tokens per layer: what was asked for, or what memory leaves.
 
         Raises DoesNotFitError where the policy cannot work with so few, or may not drop what comes; UsageError for a share
         of an input of unknown length.
@@ -115,11 +115,11 @@ class Case:
         return tokens if tokens <= 64 else tokens // 64 * 64
 
     def _held_by(self, size: int) -> int:
-        """Tokens a layer in a cache of `size` bytes."""
+        """Return the tokens per layer in a cache of `size` bytes."""
         return max(0, size - self.fixed_bytes) // self.token_bytes
 
     def _left(self) -> int:
-        """Tokens a layer for which memory is left; each takes cache and prefill scratch."""
+        """Return the tokens per layer for which memory is left; each takes cache and prefill scratch."""
         fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.policy.scratch)
         taken = fixed + self.fixed_bytes + self.profile.margin
         taken += self.spec.weights_bytes(self.quant, self.dtype)

@@ -21,7 +21,7 @@ def check(chunk: int, budget: int, policy: CachePolicy) -> None:
 
 
 def default(most: int, budget: int, policy: CachePolicy, indivisible: int) -> int:
-    """At most `most`, and a quarter of the budget, since a chunk sees between budget - chunk and budget tokens.
+    """Return at most `most` and a quarter of the budget: a chunk sees between budget - chunk and budget tokens.
 
     Where the budget allows, no less than the `indivisible` tokens of a picture that see each other both ways.
     """

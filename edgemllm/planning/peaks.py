@@ -13,7 +13,7 @@ WEIGHT_BYTES = 12
 
 
 def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
-    """Peak of encoding `frames` frames (or tiles) at once.
+    """Return the peak of encoding `frames` frames (or tiles) at once.
 
     Per patch: float32 pixels twice (processor and device); the hidden states that are kept (LLaVA: of all layers);
     in one block residual, norm, q, k, v, attention and output (7 hidden), gate, up and product (3 intermediate);
@@ -26,13 +26,13 @@ def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int
 
 
 def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens: int, scratch: Scratch) -> int:
-    """Peak of one prefill step: `chunk` new tokens against a cache of `tokens` a layer, in one layer at a time."""
+    """Return the peak of one prefill step: `chunk` new tokens against a cache of `tokens`, in one layer at a time."""
     fixed, per_token = activation_terms(spec, quant, dtype, chunk, scratch)
     return fixed + per_token * tokens
 
 
 def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratch: Scratch) -> tuple[int, int]:
-    """(bytes at an empty cache, bytes for each cached token a layer).
+    """Return (bytes at an empty cache, bytes for each cached token per layer).
 
     Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.
     Per token seen by attention: its mask column, rotated key and the repeated key and value of grouped heads, and the

@@ -61,7 +61,7 @@ class Plan:
 
     @classmethod
     def of(cls, case: Case, tokens: int) -> Plan:
-        """Add up one case with a cache of `tokens` a layer, without suggestions."""
+        """Add up one case with a cache of `tokens` per layer, without suggestions."""
         spec, quant, dtype = case.spec, case.quant, case.dtype
         weights, kv, margin = spec.weights_bytes(quant, dtype), case.kv_bytes(tokens), case.profile.margin
         vision = vision_bytes(spec.vision, spec.hidden, dtype, case.frames)
@@ -83,12 +83,12 @@ class Plan:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The fields of a plan in JSON."""
+        """Return the fields of a plan in JSON."""
         values = asdict(self)
         return {name: values[name] for name in JSON_FIELDS} | {"suggestions": list(self.suggestions)}
 
     def error(self) -> DoesNotFitError:
-        """What is needed, what is free, and what to type."""
+        """Return the error that says what is needed, what is free, and what to type."""
         parts = [("weights", self.weights_bytes), ("kv", self.kv_bytes), ("vision", self.vision_bytes)]
         parts += [("activations", self.activation_bytes), ("margin", self.margin_bytes)]
         needed = " + ".join(f"{name} {human_bytes(size)}" for name, size in parts if size)
@@ -102,7 +102,7 @@ class Plan:
 
 
 def _decode_ceiling(case: Case, kv_bytes: int) -> float | None:
-    """Tokens a second at the device's memory bandwidth; None where that is unknown or not the limit."""
+    """Return the tokens per second at the device's memory bandwidth; None where it is unknown or not the limit."""
     if case.profile.bandwidth_gb_s is None:
         return None
     bandwidth = case.profile.bandwidth_gb_s * 1e9

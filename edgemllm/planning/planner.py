@@ -35,7 +35,7 @@ def plan(case: Case) -> Plan:
 
 
 def _suggest(case: Case, tokens: int) -> tuple[str, ...]:
-    """The fewest changes that make it fit: one option if that is enough, else two together, and so on."""
+    """Return the fewest changes that make it fit: one option if that is enough, else two together, and so on."""
     groups = [group for group in (_smaller_weights(case), _smaller_chunk(case), _smaller_cache(case, tokens)) if group]
     for size in range(1, len(groups) + 1):
         found = [_first_fit(case, chosen) for chosen in itertools.combinations(groups, size)]
@@ -45,7 +45,7 @@ def _suggest(case: Case, tokens: int) -> tuple[str, ...]:
 
 
 def _first_fit(case: Case, groups: tuple[list[_Change], ...]) -> str:
-    """The mildest combination of one change a group that fits, as text to type; empty if there is none."""
+    """Return the mildest combination of one change per group that fits, as text to type; empty if there is none."""
     for changes in itertools.product(*groups):
         tried = case
         for _, fields in changes:
@@ -62,7 +62,7 @@ def _first_fit(case: Case, groups: tuple[list[_Change], ...]) -> str:
 
 
 def _largest_chunk(case: Case, tokens: int) -> int:
-    """The case's chunk or a smaller one that `tokens` a layer have room for; 0 if there is none worth typing."""
+    """Return the case's chunk or a smaller one that `tokens` per layer leave room for; 0 if none is worth typing."""
     room = tokens - case.least_tokens if case.limited else case.chunk
     return case.chunk if case.chunk <= room else next((size for size in CHUNKS if size <= room), 0)
 

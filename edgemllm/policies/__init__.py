@@ -24,13 +24,13 @@ FILE_PREFIX = "edgemllm_policy:"
 
 
 def names() -> list[str]:
-    """Every installed policy, without importing one."""
+    """Return every installed policy, without importing one."""
     own = [info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__) if info.name != "base"]
     return sorted({*own, *(point.name for point in importlib.metadata.entry_points(group=GROUP))})
 
 
 def find(name: str) -> type[Any]:
-    """The policy class of a name or of `file.py:Class`.
+    """Return the policy class of a name or of `file.py:Class`.
 
     Raises UsageError for an unknown name, MissingError for a missing file.
     """
@@ -60,7 +60,7 @@ def _loaded(point: importlib.metadata.EntryPoint) -> type[Any]:
 
 
 def name_of(policy: Any) -> str:
-    """What a user calls a policy, such as inf-mllm, or mine.py:Mine."""
+    """Return what a user calls a policy, such as inf-mllm, or mine.py:Mine."""
     package, _, module = type(policy).__module__.rpartition(".")
     if package == __name__:
         return module.replace("_", "-")
@@ -68,7 +68,7 @@ def name_of(policy: Any) -> str:
 
 
 def build(name: str, settings: Sequence[str] = ()) -> Any:
-    """A policy with `key=value` settings, as `--policy NAME --set key=value` gives them."""
+    """Build a policy with `key=value` settings, as `--policy NAME --set key=value` gives them."""
     cls = find(name)
     fields = kinds(cls)
     values = {}
@@ -92,7 +92,7 @@ def _parse(policy: str, key: str, text: str, kind: Any) -> Any:
 
 
 def _value(text: str, kind: Any) -> Any:
-    """What `text` means as a setting of type `kind`. Raises ValueError, KeyError or SyntaxError where it means nothing."""
+    """Return what `text` means as a setting of type `kind`. Raises ValueError, KeyError or SyntaxError where nothing."""
     bare, numbers, choices = taken_apart(kind)
     if text in choices:
         return text
@@ -124,7 +124,7 @@ def _from_file(path: Path, attribute: str) -> type[Any]:
 
 
 def fault(error: BaseException) -> UsageError | None:
-    """What to say of an error that arose in a policy from outside, a file or a package; None where it arose elsewhere."""
+    """Return what to say of an error in a policy from outside, a file or a package; None where it arose elsewhere."""
     found, packages = None, {point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=GROUP)}
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__", "")

@@ -61,7 +61,7 @@ class InfiniPotV(CachePolicy):
 
 
 def places(time: Tensor) -> Tensor:
-    """The rank of each slot among its neighbours of the same second of video, (B, H_kv, L); 0 for text."""
+    """Return the rank of each slot among its neighbours of the same second of video, (B, H_kv, L); 0 for text."""
     index = torch.arange(time.shape[-1], device=time.device)
     begins = torch.ones_like(time, dtype=torch.bool)
     begins[..., 1:] = time[..., 1:] != time[..., :-1]  # NaN differs from itself: every text token begins anew

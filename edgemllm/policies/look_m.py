@@ -68,6 +68,6 @@ class LookM(OneShot):
 
 
 def text_prior(layer: CacheLayer, mass: Tensor, always: bool = False) -> Tensor:
-    """Attention sums (B, H_kv, L) with text raised by the largest one of its head; `always`: above everything else."""
+    """Return attention sums (B, H_kv, L), text raised by the largest one of its head; `always`: above everything else."""
     text = layer.modality == Modality.TEXT
     return mass + text * (mass.amax(-1, keepdim=True) * (2 if always else 1) + (1.0 if always else 0.0))

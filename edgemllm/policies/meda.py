@@ -120,12 +120,12 @@ class Meda(OneShot):
         return fit([a * prompt for a in share], total, floor, ceiling=prompt)
 
     def entropies(self, layers: Sequence[CacheLayer]) -> list[float] | None:
-        """E_l of every layer; None before anything was seen."""
+        """Return E_l of every layer; None before anything was seen."""
         found = [one for one in map(self.entropy_of, layers) if one is not None]
         return found if len(found) == len(layers) else None
 
     def entropy_of(self, layer: CacheLayer) -> float | None:
-        """E_l in nats; None before anything was seen. Without both modalities, that of the self-attention."""
+        """Return E_l in nats; None before anything was seen. Without both modalities, that of the self-attention."""
         stats = {name: float(value) for name, value in layer.stats.items()}
         if not stats.get("self_rows"):
             return None
@@ -136,12 +136,12 @@ class Meda(OneShot):
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Of the rows of (..., L), in nats."""
+    """Return the entropy of the rows of (..., L), in nats."""
     # Half the time of torch.special.entr on a CPU; the logarithm of zero or of a denormal number would take a detour.
     return -weights.clamp_min(1e-30).log_().mul_(weights).sum(-1)
 
 
 def shares(entropies: Sequence[float], rho: float) -> list[float]:
-    """alpha_l = softmax(E)_l L rho (Eq. 7): their mean is rho."""
+    """Return alpha_l = softmax(E)_l L rho (Eq. 7): their mean is rho."""
     weights = torch.tensor(entropies, dtype=torch.float64).softmax(0)
     return [float(weight) * len(entropies) * rho for weight in weights]

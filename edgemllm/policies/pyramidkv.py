@@ -43,7 +43,7 @@ class PyramidKV(SnapKV):
 
 
 def schedule(base: int, layers: int, beta: int, prompt: float = math.inf, window: int = 0) -> list[int]:
-    """Tokens beside the window for every layer, as released; their mean is `base` or a little more.
+    """Return the tokens beside the window for every layer, as released; their mean is `base` or a little more.
 
     No layer gets more than a prompt of this many tokens has beside its window; the last layers take what the first cannot. Of
     a prompt with fewer than 2 `base` tokens all layers keep the same.

@@ -47,13 +47,13 @@ class WordReader(nn.Module):
 
 
 def attributes(labels: np.ndarray) -> np.ndarray:
-    """(n, 2) kind and digit to (n, 3) colour, shape and digit."""
+    """Turn (n, 2) kind and digit into (n, 3) colour, shape and digit."""
     shapes = len(slides.SHAPES)
     return np.stack([labels[:, 0] // shapes, labels[:, 0] % shapes, labels[:, 1]], 1)
 
 
 def train_align(work: Path, source: Path, steps: int, seed: int, rows: int = 192, peak: float = 0.6) -> None:
-    """Goes on from the vision checkpoint `source`; writes aligned.pt under `work`."""
+    """Continue from the vision checkpoint `source`; write aligned.pt under `work`."""
     pool = np.load(work / "slides.npz")
     frames_of, wanted = pool["frames"], attributes(pool["labels"])
     scenes = np.load(work / "scenes.npy")

@@ -29,7 +29,7 @@ HEIGHT, WIDTH = 180, 320
 
 
 def real_frames(folder: Path | None) -> list[np.ndarray]:
-    """One frame a second of the held-out videos."""
+    """Return one frame per second of the held-out videos."""
     frames: list[np.ndarray] = []
     if folder is None:
         return frames
@@ -47,7 +47,7 @@ def real_frames(folder: Path | None) -> list[np.ndarray]:
 def clip(
     rng: np.random.Generator, facts: list[slides.Fact], real: list[np.ndarray], gain: float
 ) -> tuple[np.ndarray, slides.Fact | None]:
-    """Frames of a short lecture, and what the last one shows."""
+    """Return frames of a short lecture, and what the last one shows."""
     frames: list[np.ndarray] = []
 
     def footage() -> None:
@@ -78,7 +78,7 @@ class Asker:
 
     @torch.inference_mode()
     def answers(self, frames: np.ndarray, questions: list[str]) -> list[str]:
-        """Every question alone after the clip."""
+        """Ask every question alone after the clip."""
         small = [np.asarray(Image.fromarray(frame).resize((64, 64), Image.Resampling.BICUBIC)) for frame in frames]
         pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
         said = []
@@ -95,7 +95,7 @@ class Asker:
 
     @torch.inference_mode()
     def nats(self, text: str, length: int = 1024) -> float:
-        """Summed over the text, in windows of the trained length that overlap by half."""
+        """Sum over the text, in windows of the trained length that overlap by half."""
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         total, done = 0.0, 1
         while done < len(ids):
@@ -108,7 +108,7 @@ class Asker:
 
 
 def ask_clips(asker: Asker, real: list[np.ndarray], streams: int, gain: float, seed: int) -> dict[str, tuple[int, int]]:
-    """Right and asked for every kind of question; refusals count apart."""
+    """Count right and asked for every kind of question; refusals count apart."""
     score: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for number in range(streams):
         rng = np.random.default_rng([seed, number])
@@ -144,7 +144,7 @@ Frames are squashed to 64 x 64; digits and shapes much smaller than half the fra
 
 
 def read_novels(asker: Asker, folder: Path, characters: int) -> dict[str, float]:
-    """Bits per byte of the model and of `xz -9` on a piece of every novel, from its first third on."""
+    """Return bits per byte of the model and of `xz -9` on a piece of every novel, from its first third on."""
     size, packed, nats = 0, 0.0, 0.0
     for path in sorted(folder.glob("*.txt")):
         whole = path.read_text(encoding="utf-8", errors="replace")
@@ -158,7 +158,7 @@ def read_novels(asker: Asker, folder: Path, characters: int) -> dict[str, float]
 
 
 def card(score: dict[str, dict[str, tuple[int, int]]], bits: dict[str, float] | None, streams: int) -> str:
-    """The model card with what was measured."""
+    """Write the model card with what was measured."""
     rows = [
         f"| {condition} | {kind} | {right} | {asked} | {100 * right / asked:.1f}% |"
         for condition, kinds in score.items()
@@ -185,7 +185,7 @@ def main() -> None:
     conditions: list[tuple[str, list[np.ndarray], float]] = [("drawn footage", [], 1.0)]
     if options.footage:
         conditions.append(("held-out real footage", real_frames(options.footage), 1.0))
-    conditions += [("brightness -20 %", [], 0.8), ("brightness +20 %", [], 1.2)]
+    conditions += [("brightness -20%", [], 0.8), ("brightness +20%", [], 1.2)]
     for number, (name, real, gain) in enumerate(conditions):
         score[name] = ask_clips(asker, real, options.streams, gain, number)
         print(name, "; ".join(f"{k} {r}/{n} {r / n:.3f}" for k, (r, n) in score[name].items()), flush=True)

@@ -43,7 +43,7 @@ FILES: dict[str, dict[str, Any]] = {
 
 
 def export(model: Any, work: Path, folder: Path) -> None:
-    """Half precision, tied embeddings stored once."""
+    """Write half precision, tied embeddings stored once."""
     model = model.to(torch.float16)
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0, do_sample=False)
     model.save_pretrained(folder)

@@ -20,14 +20,14 @@ ASPECTS = (9 / 16, 9 / 16, 3 / 4, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 16 / 9, 16 /
 
 
 def fonts() -> list[str]:
-    """Every TrueType font of this machine that draws plain digits."""
+    """Return every TrueType font of this machine that draws plain digits."""
     found = sorted(glob.glob("/usr/share/fonts/**/*.[to]tf", recursive=True))
     skip = ("Math", "Symbol", "Emoji", "Dingbat")
     return [path for path in found if not any(word in path for word in skip)]
 
 
 def glyph(digit: int, path: str) -> np.ndarray:
-    """The alpha mask of a digit in a font, cropped to its ink."""
+    """Return the alpha mask of a digit in a font, cropped to its ink."""
     font = ImageFont.truetype(path, 96)
     image = Image.new("L", (160, 160))
     ImageDraw.Draw(image).text((30, 10), str(digit), fill=255, font=font)
@@ -37,7 +37,7 @@ def glyph(digit: int, path: str) -> np.ndarray:
 
 
 def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast, blur, noise and compression, then squashed to the model's square as the product does it."""
+    """Change brightness, contrast, blur, noise and compression, then squash to the model's square as the product does."""
     x: Any = image.astype(np.float32)
     x = (x - 128) * rng.uniform(0.85, 1.15) + 128 if rng.random() < 0.3 else x
     x = x * rng.uniform(0.72, 1.28)
@@ -55,13 +55,13 @@ def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width of the video a frame comes from."""
+    """Return height and width of the video a frame comes from."""
     height = int(rng.choice([72, 96, 120, 144, 180, 240]))
     return height, int(height * rng.choice(ASPECTS) * rng.uniform(0.97, 1.03))
 
 
 def slide_pool(arguments: tuple[int, int, list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """`count` slides, each in two differently damaged frames (n, 2, 64, 64, 3), and their kind and digit (n, 2)."""
+    """Draw `count` slides, each in two differently damaged frames (n, 2, 64, 64, 3), and their kind and digit (n, 2)."""
     seed, count, paths = arguments
     cv2.setNumThreads(1)
     rng = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def slide_pool(arguments: tuple[int, int, list[str]]) -> tuple[np.ndarray, np.nd
 
 
 def scene_pool(arguments: tuple[int, int]) -> np.ndarray:
-    """`count` drawn scenes (n, SCENE, 64, 64, 3)."""
+    """Draw `count` scenes (n, SCENE, 64, 64, 3)."""
     seed, count = arguments
     cv2.setNumThreads(1)
     rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def scene_pool(arguments: tuple[int, int]) -> np.ndarray:
 
 
 def real_pool(folder: Path, held_out: tuple[str, ...], count: int, seed: int) -> np.ndarray:
-    """`count` scenes of real videos at about 1 frame a second, cropped, mirrored and damaged."""
+    """Cut `count` scenes of real videos at about 1 frame per second, cropped, mirrored and damaged."""
     rng = np.random.default_rng(seed)
     clips = []
     for path in sorted(folder.glob("*.*")):

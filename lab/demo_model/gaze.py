@@ -52,7 +52,7 @@ class Gaze:
             attention.q_proj.weight[mine] = attention.q_proj.bias[mine] = 0
 
     def forward(self, embeds: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last hidden state, and those before the layers of the two heads."""
+        """Return the last hidden state, and those before the layers of the two heads."""
         places = torch.arange(embeds.shape[1])[None]
         turns = self.decoder.rotary_emb(embeds, places)
         hidden, before = embeds, dict[str, Tensor]()
@@ -62,7 +62,7 @@ class Gaze:
         return self.decoder.norm(hidden), before
 
     def targets(self, batch: Stream) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """By head, places (n, 2) of queries in the batch and which tokens (n, length) each should look at.
+        """Return, by head, places (n, 2) of queries in the batch and which tokens (n, length) each should look at.
 
         A kind that was not shown looks at itself: the answer "not seen" has a sign of its own. What is on the screen is
         known to the newline after the last frame, which is easier to find than the frame: there is one in each round.
@@ -91,7 +91,7 @@ class Gaze:
         return found
 
     def losses(self, before: dict[str, Tensor], batch: Stream) -> dict[str, Tensor]:
-        """Of each head, where the batch has a question for it."""
+        """Return the loss of each head for which the batch has a question."""
         found = {}
         for name, (queries, look) in self.targets(batch).items():
             if len(queries):
@@ -101,7 +101,7 @@ class Gaze:
         return found
 
     def scores(self, hidden: Tensor, queries: Tensor, which: Head) -> Tensor:
-        """Attention scores (n, length) of one head for queries (n, 2) in hidden states (rows, length, E)."""
+        """Return attention scores (n, length) of one head for queries (n, 2) in hidden states (rows, length, E)."""
         layer = self.decoder.layers[which.layer]
         attention, hidden = layer.self_attn, layer.input_layernorm(hidden)
         size, group = attention.head_dim, which.head // attention.num_key_value_groups

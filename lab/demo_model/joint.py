@@ -18,7 +18,7 @@ from lab.demo_model.vision import config, frame_tokens
 
 
 def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
-    """The seeing part of the align phase with the language part of the text phase."""
+    """Join the vision part of the align phase with the language part of the text phase."""
     model = LlavaOnevisionForConditionalGeneration(config())
     seeing = torch.load(work / "aligned.pt", weights_only=True)["model"]
     model.load_state_dict(seeing)
@@ -32,7 +32,7 @@ def assemble(work: Path) -> LlavaOnevisionForConditionalGeneration:
 
 @torch.no_grad()
 def feature_table(model: Any, work: Path, scale: bool) -> tuple[Tensor, Bank]:
-    """Every pooled frame token of the pools as one table (rows, E), and where to find what."""
+    """Return every pooled frame token of the pools as one table (rows, E), and where to find what."""
     pool = np.load(work / "slides.npz")
     frames, labels = pool["frames"], pool["labels"]
     scenes = np.load(work / "scenes.npy")
@@ -58,7 +58,7 @@ def match_scale(model: Any, probe: Tensor) -> None:
 
 
 def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
-    """Token embeddings with frame tokens in their places."""
+    """Return token embeddings with frame tokens in their places."""
     embeds = model.model.language_model.embed_tokens(torch.from_numpy(batch.ids))
     seen = torch.from_numpy(batch.rows >= 0)
     rows = torch.from_numpy(batch.rows)[seen]
@@ -66,7 +66,7 @@ def embed(model: Any, table: Tensor, batch: Stream) -> Tensor:
 
 
 def answers_right(logits: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
-    """For every answer, whether all its tokens are the likeliest ones."""
+    """Return for every answer whether all its tokens are the likeliest ones."""
     right = logits.argmax(-1) == labels
     ends = [*starts.tolist(), len(labels)][1:]
     return torch.tensor([bool(right[a:b].all()) for a, b in zip(starts.tolist(), ends, strict=False)], dtype=torch.bool)
@@ -90,7 +90,7 @@ class Level(NamedTuple):
     dense: float
     """Share of the conversations that are mostly questions."""
     until: float = 2.0
-    """Left at this progress at the latest, earlier when 95 % of the last drills, or 92 % of the last answers, are right."""
+    """Left at this progress at the latest, earlier when 95% of the last drills, or 92% of the last answers, are right."""
 
 
 LEVELS = (
@@ -143,7 +143,7 @@ class Report:
                 self.losses[name] = 0.95 * self.losses.get(name, loss.item()) + 0.05 * loss.item()
 
     def grade(self, logits: Tensor, labels: Tensor, wanted: Tensor, talk: Tensor) -> tuple[float, float]:
-        """Shares of right tokens of the drills and of right number answers of the conversations, which are rows of `talk`."""
+        """Return shares of right tokens of the drills, and of right number answers of the conversations, the rows of `talk`."""
         drilled = float((logits.argmax(-1) == labels)[~talk].float().mean())
         before = nn.functional.pad(wanted, (1, 0))[:, :-1]
         starts = (wanted & ~before)[wanted].nonzero().flatten()
@@ -171,10 +171,10 @@ def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None
     tokens = np.load(work / "text_tokens.npy")
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(start, dtype=torch.float32) if start else assemble(work)
-    begun = work / "joint.pt"
-    if begun.exists():
-        model.load_state_dict(torch.load(begun, weights_only=True))
-    table, bank = feature_table(model, work, scale=start is None and not begun.exists())
+    checkpoint = work / "joint.pt"
+    if checkpoint.exists():
+        model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    table, bank = feature_table(model, work, scale=start is None and not checkpoint.exists())
     writer, report = Writer(tokenizer, bank), Report(tokenizer)
     optimisers = Optimisers(
         [(n, p) for n, p in model.named_parameters() if "language_model" in n], muon=0.004, adam=1e-3, embedding=1e-3
@@ -211,5 +211,5 @@ def train_joint(work: Path, minutes: float, seed: int, start: Path | None = None
             print(f"joint step {step} {progress:.3f} {level} {report} {time.time() - started:.0f} s", flush=True)
         step += 1
         if step % 100 == 0:
-            torch.save(model.state_dict(), begun)
-    torch.save(model.state_dict(), begun)
+            torch.save(model.state_dict(), checkpoint)
+    torch.save(model.state_dict(), checkpoint)

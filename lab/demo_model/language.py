@@ -29,7 +29,7 @@ SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L
 
 
 def text_config() -> Qwen2Config:
-    """The language model's shape."""
+    """Return the language model's shape."""
     return Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=192,
@@ -49,7 +49,7 @@ def text_config() -> Qwen2Config:
 
 
 def slide_sentences() -> list[str]:
-    """Every question and answer of the slide world once: what the tokenizer must split into whole words."""
+    """Return every question and answer of the slide world once: what the tokenizer must split into whole words."""
     lines = []
     for colour in slides.COLOURS:
         for shape in slides.SHAPES:
@@ -107,7 +107,7 @@ def train_tokenizer(text: Path, work: Path) -> None:
 
 
 def encode_text(text: Path, work: Path) -> None:
-    """The novels as one array of tokens, an end token after each."""
+    """Encode the novels as one array of tokens, an end token after each."""
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     novels = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(text.glob("*.txt"))]
@@ -147,7 +147,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(batch: torch.Tensor) -> torch.Tensor:
-    """Newton-Schulz iteration towards the nearest orthogonal matrices."""
+    """Iterate (Newton-Schulz) towards the nearest orthogonal matrices."""
     flip = batch.shape[-2] > batch.shape[-1]
     x: torch.Tensor = batch.mT if flip else batch
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -203,20 +203,20 @@ class Optimisers:
 
 
 def next_token_loss(model: Any, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Mean loss of every next token of text."""
+    """Return the mean loss of every next token of text."""
     logits = model.lm_head(hidden[:, :-1])
     loss: torch.Tensor = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     return loss
 
 
 def text_batch(tokens: np.ndarray, rng: np.random.Generator, rows: int, length: int) -> torch.Tensor:
-    """Random windows of the novels."""
+    """Draw random windows of the novels."""
     starts = rng.integers(0, len(tokens) - length, rows)
     return torch.from_numpy(np.stack([tokens[start : start + length] for start in starts]).astype(np.int64))
 
 
 def build_language_model(seed: int) -> Qwen2ForCausalLM:
-    """A fresh language model with output layers that start small."""
+    """Make a fresh language model with output layers that start small."""
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(text_config())
     with torch.no_grad():

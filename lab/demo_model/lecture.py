@@ -22,7 +22,7 @@ SECONDS = 150
 
 
 def scenes(rng: np.random.Generator) -> list[tuple[slides.Fact | None, int]]:
-    """What is shown for how many seconds: slides, and footage between them. The third slide corrects itself later."""
+    """Return what is shown for how many seconds: slides, and footage between them. The third slide corrects itself later."""
     kinds = [slides.KINDS[int(k)] for k in rng.permutation(len(slides.KINDS))[:SLIDES]]
     facts = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds]
     facts.append(slides.Fact(facts[2].kind, (facts[2].digit + 3) % 10))
@@ -35,7 +35,7 @@ def scenes(rng: np.random.Generator) -> list[tuple[slides.Fact | None, int]]:
 
 
 def write_video(path: Path, plan: list[tuple[slides.Fact | None, int]], rng: np.random.Generator) -> None:
-    """MPEG-4 in mp4: every OpenCV reads it."""
+    """Write MPEG-4 in mp4: every OpenCV reads it."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FPS, (WIDTH, HEIGHT))
     for fact, seconds in plan:
         if fact is None:
@@ -58,7 +58,7 @@ def write_video(path: Path, plan: list[tuple[slides.Fact | None, int]], rng: np.
 
 
 def questions(facts: list[slides.Fact]) -> list[dict[str, str]]:
-    """All four kinds, about what was shown and what was not."""
+    """Return all four kinds, about what was shown and what was not."""
     known = {fact.kind for fact in facts}
     never = [kind for kind in slides.KINDS if kind not in known]
     asked = [("number", facts[i].kind) for i in (0, 1, 2, 4, 6, 9)]

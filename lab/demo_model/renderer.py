@@ -15,7 +15,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
 
 
 def slide(colour: str, shape: str, digit: int, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """One slide, drawn four times as large and reduced."""
+    """Draw one slide four times as large, and reduce it."""
     scale = 4
     w, h = width * scale, height * scale
     tint = tuple(int(c) for c in rng.integers(5, 60, 3))

@@ -58,7 +58,7 @@ class Writer:
     def segment(
         self, rng: np.random.Generator, facts: list[slides.Fact], frames: int, diverse: bool
     ) -> tuple[list[int], slides.Fact | None]:
-        """Frame rows with the facts spread over them; also what the last frame shows."""
+        """Return frame rows with the facts spread over them; also what the last frame shows."""
         holds = [1 if rng.random() < 0.15 else int(rng.integers(2, 6)) for _ in facts]
         while holds and sum(holds) > frames:
             holds[int(np.argmax(holds))] -= 1
@@ -84,7 +84,7 @@ class Writer:
         share: float | None = None,
         first: bool = False,
     ) -> tuple[str, str]:
-        """With a right answer. `share`: of number questions about shown slides, while a beginner learns."""
+        """Return a question and its right answer. `share`: of number questions about shown slides, while a beginner learns."""
         odds = [0.48, 0.22, 0.14, 0.16] if share is None else [0.6, 0.08, 0.22, 0.1]
         if first and share is None:  # what is on the screen is mostly asked at once
             odds = [0.3, 0.2, 0.35, 0.15]
@@ -101,7 +101,7 @@ class Writer:
         return slides.ask(topic, kind, phrasing, article), slides.answer(topic, kind, shown, now)
 
     def drill(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
-        """Slides, then every colour and shape with its digit after it: the bare look-up, seven tokens each."""
+        """Return slides, then every colour and shape with its digit after it: the bare look-up, seven tokens each."""
         most = min(slides_at_most, length // 7)
         facts = [
             slides.Fact(slides.KINDS[int(k)], int(rng.integers(10)))
@@ -124,7 +124,7 @@ class Writer:
         return Stream(np.array(ids), np.array(rows), np.array(labels))
 
     def quiz(self, rng: np.random.Generator, length: int, slides_at_most: int) -> Stream:
-        """Slides between footage, then short questions about shown and absent kinds: three or four tokens an answer."""
+        """Return slides between footage, then short questions on shown and absent kinds: three or four tokens per answer."""
         known = max(1, min(slides_at_most, length // 18))
         kinds = [slides.KINDS[int(k)] for k in rng.permutation(48)]
         shown = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds[: int(rng.integers((known + 1) // 2, known + 1))]]
@@ -157,7 +157,7 @@ class Writer:
         share: float | None = None,
         dense: bool = False,
     ) -> Stream:
-        """One conversation, cut or padded to `length` by the caller; `dense`: nearly all of it questions."""
+        """Return one conversation, cut or padded to `length` by the caller; `dense`: nearly all of it questions."""
         ids: list[int] = []
         rows: list[int] = []
         labels: list[int] = []
@@ -215,7 +215,7 @@ class Writer:
         share: float | None = None,
         dense: float = 0,
     ) -> Stream:
-        """Conversations, then drills (quizzes where rows are long enough), padded to (talks + drills, length)."""
+        """Return conversations, then drills (quizzes where rows are long enough), padded to (talks + drills, length)."""
         count = talks + drills
         ids, rows = np.zeros((count, length), np.int64), np.full((count, length), -1)
         labels = np.full((count, length), IGNORED)

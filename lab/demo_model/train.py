@@ -21,7 +21,7 @@ PHASES = ("tokenizer", "text", "frames", "vision", "align", "joint", "export")
 
 
 def run(phase: str, options: argparse.Namespace) -> None:
-    """One phase; what is already there is not made again."""
+    """Run one phase; what is already there is not made again."""
     from lab.demo_model import align, export, frames, joint, language, vision
 
     work: Path = options.work

@@ -18,7 +18,7 @@ TOKENS = 4
 
 
 def config() -> LlavaOnevisionConfig:
-    """The whole model's shape."""
+    """Return the whole model's shape."""
     vision = SiglipVisionConfig(
         hidden_size=96, intermediate_size=288, num_hidden_layers=4, num_attention_heads=3, image_size=SIDE, patch_size=16,
         vision_use_head=False,
@@ -36,12 +36,12 @@ def config() -> LlavaOnevisionConfig:
 
 
 def normalised(frames: np.ndarray) -> Tensor:
-    """uint8 (n, 64, 64, 3) to what the pre-processor gives, (n, 3, 64, 64)."""
+    """Turn uint8 (n, 64, 64, 3) into what the pre-processor gives, (n, 3, 64, 64)."""
     return (torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def frame_tokens(model: Any, frames: np.ndarray) -> Tensor:
-    """(n, 4, E) as a video would give them."""
+    """Return (n, 4, E) as a video would give them."""
     output = model.model.get_video_features(normalised(frames)[None], return_dict=True)
     tokens: Tensor = output.pooler_output.flatten(0, -2)[: len(frames) * TOKENS].view(len(frames), TOKENS, -1)
     return tokens
@@ -60,14 +60,14 @@ class Reader(nn.Module):
 
 
 def shift(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The batch moved by up to three pixels and a little brighter or darker: cheap variety on top of the pool."""
+    """Move the batch by up to three pixels and change its brightness a little: cheap variety on top of the pool."""
     down, right = (int(k) for k in rng.integers(-3, 4, 2))
     moved = np.roll(np.roll(frames, down, 1), right, 2)
     return np.clip(moved * rng.uniform(0.9, 1.1, (len(frames), 1, 1, 1)), 0, 255).astype(np.uint8)
 
 
 def train_vision(work: Path, steps: int, seed: int, rows: int = 192, peak: float = 1.0) -> None:
-    """Cosine to zero; saves the full model with an untrained language part."""
+    """Train at a rate that falls to zero; save the full model with an untrained language part."""
     slides_file = np.load(work / "slides.npz")
     slide_frames, labels = slides_file["frames"], slides_file["labels"]
     scenes = np.load(work / "scenes.npy")

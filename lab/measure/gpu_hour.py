@@ -39,7 +39,7 @@ COLUMNS = (
 
 
 def frames(seconds: int) -> Iterator[Frame]:
-    """Drawn footage, a frame a second; pieces of it come again, so that making them takes no time worth mentioning."""
+    """Draw footage, one frame per second; pieces of it recur, so that making them takes no time worth mentioning."""
     rng = np.random.default_rng(0)
     pictures = [picture for _ in range(8) for picture in slides.footage(rng, 8, HEIGHT, WIDTH)]
     for second in range(seconds):
@@ -47,7 +47,7 @@ def frames(seconds: int) -> Iterator[Frame]:
 
 
 def measure(options: argparse.Namespace, quant: str) -> dict[str, Any]:
-    """One run."""
+    """Measure one run."""
     device = options.device
     cuda = device == "cuda"
     checkpoint = loading.locate(options.model)
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, quant: str) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Write the table in Markdown."""
 
     def size(count: int | None) -> str:
         return "" if count is None else memory.human_bytes(count)

@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def cell(side: str, model: str, quant: str, context: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one cell. Raises EdgeError, where it does not fit for one."""
+    """Measure one cell. Raises EdgeError, for one where it does not fit."""
     name, settings = policy.split(side)
     budget = {"full": "auto", "meda": str(context + ROOM)}.get(name, str(BUDGET))
     request = Request(model=model, settings=settings, dtype=options.dtype, device=options.device)
@@ -44,7 +44,7 @@ def cell(side: str, model: str, quant: str, context: int, options: argparse.Name
 
 
 def row(side: str, model: str, context: int, run: dict[str, Any], full: dict[str, Any] | None) -> tuple[str, ...]:
-    """Of the table."""
+    """Write a row of the table."""
     spread, kv = run["decode_ms"], run["kv"]["bytes"]
     faster = f"{full['decode_ms']['median'] / spread['median']:.2f}" if full else ""
     share = f"{kv / full['kv']['bytes']:.1%}" if full else ""

@@ -24,7 +24,7 @@ RATE, WIDTH, HEIGHT = 5, 320, 180
 
 
 def loop(footage: Path | None, minutes: float, path: Path) -> None:
-    """A video of the wanted length: the clip over and over, a slide of three seconds in every minute."""
+    """Write a video of the wanted length: the clip over and over, a slide of three seconds in every minute."""
     rng = np.random.default_rng(0)
     clip = [image for _ in range(20) for image in slides.footage(rng, 25, HEIGHT, WIDTH)]
     if footage is not None:

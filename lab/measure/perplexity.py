@@ -43,7 +43,7 @@ SWEEP_CHUNK = 128
 
 
 def shuffled(books: Path, path: Path) -> None:
-    """The books cut into pages at paragraphs, in an order that is always the same."""
+    """Cut the books into pages at paragraphs, in an order that is always the same."""
     pages = []
     for book in sorted(books.rglob("*.txt")):
         text, start = book.read_text(encoding="utf-8", errors="replace"), 0
@@ -57,7 +57,7 @@ def shuffled(books: Path, path: Path) -> None:
 
 
 def command(out: Path, name: str, *options: object) -> None:
-    """One `edgemllm perplexity` into NAME.json and NAME.png, continuing where it was interrupted; done ones stay."""
+    """Run one `edgemllm perplexity` into NAME.json and NAME.png, continuing an interrupted one; done ones stay."""
     if (out / f"{name}.json").exists():
         return
     arguments = ["perplexity", *map(str, options), "--json", "--plot", str(out / f"{name}.png")]
@@ -72,7 +72,7 @@ def command(out: Path, name: str, *options: object) -> None:
 
 
 def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
-    """inf-mllm under every combination, and streaming-llm, at the same bytes, into sweep.json."""
+    """Run inf-mllm under every combination, and streaming-llm, at the same bytes, into sweep.json."""
     path, family = out / "sweep.json", None
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     for bias, recent, window in [(None, None, None), *itertools.product(BIAS, RECENT, WINDOW)]:
@@ -99,7 +99,7 @@ def sweep(out: Path, text: Path, tokens: int, budget: str) -> None:
 
 
 def span(run: dict[str, Any], start: float, end: float) -> tuple[float, float]:
-    """Perplexity, and tokens a second, between the points of the curve nearest to two places."""
+    """Return perplexity, and tokens per second, between the points of the curve nearest to two places."""
     points = [{"tokens": 0, "nll_nats": 0.0, "seconds": 0.0}, *run["curve"]]
     first, last = (min(points, key=lambda point: abs(point["tokens"] - place)) for place in (start, end))
     tokens = last["tokens"] - first["tokens"]
@@ -162,7 +162,7 @@ def swept(rows: list[dict[str, Any]]) -> str:
 
 
 def report(out: Path) -> None:
-    """The page, of the parts that are there."""
+    """Write the page, of the parts that are there."""
     known: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
     page = [
         "# Perplexity of an endless stream in a fixed cache",

@@ -39,7 +39,7 @@ S = TypeVar("S")
 
 
 def decode(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms a decoded token at each context."""
+    """Measure ms per decoded token at each context."""
     found = []
     for context in counts(arguments.contexts):
         sides = [Side(side, family, arguments.budget, arguments.chunk) for side in arguments.sides]
@@ -51,7 +51,7 @@ def decode(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def prefill(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms from a whole prompt to its first token, each time with a new cache."""
+    """Measure ms from a whole prompt to its first token, each time with a new cache."""
 
     def once(name: str, context: int) -> float:
         return Side(name, family, arguments.budget, arguments.chunk).timed([7] * context)
@@ -63,7 +63,7 @@ def prefill(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms of a round: `--prompt` tokens in, `--tokens` out, with a full cache."""
+    """Measure ms of a round: `--prompt` tokens in, `--tokens` out, with a full cache."""
     sides = [Side(side, family, arguments.budget, arguments.chunk) for side in arguments.sides]
     for side in sides:
         side.fill(arguments.budget, arguments.chunk)
@@ -77,7 +77,7 @@ def stream(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def flat(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """ms per step of the first side after this many seen tokens: a decoded token, or `--feed` tokens in."""
+    """Measure ms per step of the first side after each number of seen tokens: a decoded token, or `--feed` tokens in."""
     sides = []
     for seen in counts(arguments.seen):
         side = Side(arguments.sides[0], family, arguments.budget, arguments.chunk)
@@ -89,7 +89,7 @@ def flat(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 
 def costs(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
-    """us of one layer: a decoded token between compactions (update, attention, observation), and a compaction."""
+    """Measure us of one layer: a decoded token between compactions (update, attention, observation), and a compaction."""
     return [layer_cost(family, name, size, arguments.tokens) for size in counts(arguments.sizes) for name in arguments.sides]
 
 
@@ -116,7 +116,7 @@ def layer_cost(family: ModelFamily, name: str, size: int, times: int) -> dict[st
 
 
 def turns(sides: Sequence[S], run: Callable[[S], float], times: int, **about: Any) -> list[dict[str, Any]]:
-    """Every side in turn, `times` times; the order is reversed each time."""
+    """Run every side in turn, `times` times; the order is reversed each time."""
     samples: dict[str, list[float]] = {str(side): [] for side in sides}
     for number in range(times + 2):
         for side in sides if number % 2 else reversed(sides):
@@ -135,12 +135,12 @@ def turns(sides: Sequence[S], run: Callable[[S], float], times: int, **about: An
 
 
 def counts(text: str) -> list[int]:
-    """Of "2k,8k"."""
+    """Read counts such as "2k,8k"."""
     return [parse_count(word) for word in text.split(",")]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, without the samples."""
+    """Write the table in Markdown, without the samples."""
 
     def cell(name: str, value: Any) -> str:
         if isinstance(value, list):

@@ -72,7 +72,7 @@ class Side:
                     layer.policy.observe(layer, torch.rand(1, heads, 1, layer.length, device=keys.device).softmax(-1))
 
     def feed(self, ids: Sequence[int]) -> Tensor:
-        """Logits (1, V) after the tokens."""
+        """Return logits (1, V) after the tokens."""
         self.family.model.config.get_text_config()._attn_implementation = self.attention
         if self.session is not None:
             if len(ids) == 1:
@@ -94,7 +94,7 @@ class Side:
             warm_up(self.session, 7)
 
     def timed(self, ids: Sequence[int]) -> float:
-        """Milliseconds until the next token is known."""
+        """Return milliseconds until the next token is known."""
         began = now(self.family.device)
         int(self.feed(ids).argmax(-1))
         return (now(self.family.device) - began) * 1e3

@@ -25,7 +25,7 @@ class StraightH2O(DynamicCache):  # type: ignore[misc]
 
 
 def rotate_half(x: Tensor) -> Tensor:
-    """As in transformers."""
+    """Swap the halves and negate the second, as in transformers."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 

@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def watch(video: Path, policy: str, every: float, further: list[str]) -> tuple[list[dict[str, Any]], float]:
-    """The events of one run, and its seconds."""
+    """Return the events of one run, and its seconds."""
     command = [sys.executable, "-m", "edgemllm", "stream", str(video), "--policy", policy, "--jsonl", "-q"]
     command += ["--ask", "What number was with the red circle?", "--every", f"{every:g}s", "--max-tokens", "16", *further]
     began, found = time.monotonic(), []
@@ -49,7 +49,7 @@ def watch(video: Path, policy: str, every: float, further: list[str]) -> tuple[l
 
 
 def measure(policy: str, events: list[dict[str, Any]], minutes: float, wall_s: float, rounds: int) -> tuple[str, bool]:
-    """A row of the table, and whether all is as promised."""
+    """Return a row of the table, and whether all is as promised."""
     stats = [event for event in events if event["event"] == "stats"]
     answers = [event for event in events if event["event"] == "answer"]
     third = minutes * 20
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def page(options: argparse.Namespace, further: list[str], every: float, rows: list[str]) -> str:
-    """The measurement with the command that repeats it."""
+    """Write the measurement with the command that repeats it."""
     footage = f"--footage {options.footage.name} " if options.footage else ""
     what = f"--minutes {options.minutes:g} --rounds {options.rounds} --policies {options.policies}"
     return f"""\

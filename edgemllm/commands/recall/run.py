@@ -99,13 +99,13 @@ class Marks:
         needles = stream.haystack.needles
         self.seconds = torch.tensor([float(item) for needle in needles for item in range(needle.first, needle.last + 1)])
         self.spans: list[tuple[int, int]] = []
-        """Stream positions (first, after the last) of stated sentences."""
+        """Stream positions (first, end) of stated sentences."""
 
     def of(self, positions: Tensor, time: Tensor) -> Tensor:
         """Return bool, of the shape of `time`: the tokens that carry facts, by their stream position and second."""
         found = torch.isin(time, self.seconds.to(time.device))
-        for first, behind in self.spans:
-            found |= (positions >= first) & (positions < behind)
+        for first, end in self.spans:
+            found |= (positions >= first) & (positions < end)
         return found
 
     def mark(self, session: Session) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def families() -> dict[str, type[ModelFamily]]:
-    """Every supported `model_type` and the family that serves it."""
+    """Return every supported `model_type` and the family that serves it."""
     from edgemllm.models.families.base import ModelFamily
 
     found: dict[str, type[ModelFamily]] = {}
@@ -27,7 +27,7 @@ def families() -> dict[str, type[ModelFamily]]:
 
 
 def family_of(model_type: str) -> type[ModelFamily]:
-    """The family of a `model_type`; UsageError naming what works."""
+    """Return the family of a `model_type`. Raises UsageError naming what works."""
     known = families()
     if model_type not in known:
         raise UsageError(

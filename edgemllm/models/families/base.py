@@ -68,13 +68,13 @@ class ModelFamily:
         """Set what a family keeps or has otherwise; called once, when everything above is in place."""
 
     def word(self, key: str) -> str | None:
-        """The token whose id the configuration has under `key`; None where it has none."""
+        """Return the token whose id the configuration has under `key`; None where it has none."""
         index = getattr(self.model.config, key, None)
         return None if index is None else str(self.tokenizer.convert_ids_to_tokens(index))
 
     @property
     def name(self) -> str:
-        """What to call it in a message: its folder, or the architecture."""
+        """Return what to call it in a message: its folder, or the architecture."""
         return Path(self.folder).name if self.folder else str(self.model.config.model_type)
 
     # ---- the language model ------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class ModelFamily:
 
     @property
     def text_model(self) -> Any:
-        """The decoder that takes `inputs_embeds`."""
+        """Return the decoder that takes `inputs_embeds`."""
         return self.model.model.language_model
 
     @property
@@ -101,30 +101,30 @@ class ModelFamily:
 
     @property
     def spec(self) -> CacheSpec:
-        """The shape of the KV cache."""
+        """Return the shape of the KV cache."""
         return cache_spec(self.config, self.dtype.itemsize, self.axes)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(B, q, E) to (B, q, V)."""
+        """Turn hidden states (B, q, E) into logits (B, q, V)."""
         logits: Tensor = self.model.lm_head(hidden)
         return logits
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Return the tokens that end an answer."""
         generation = getattr(self.model, "generation_config", None)
         ends = getattr(generation, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
 
     def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
-        """An empty cache of `budget` tokens a layer (None: unbounded), to be fed at most `chunk` tokens at once."""
+        """Make an empty cache of `budget` tokens per layer (None: unbounded), to be fed at most `chunk` tokens at once."""
         spec = self.spec
         return KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """UsageError for a configuration of these model types whose parts this family cannot feed."""
+        """Raise UsageError for a configuration of these model types whose parts this family cannot feed."""
         tower = getattr(config, "vision_config", None)
         parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", tower, cls.vision_types))
         for part, inner, known in parts:
@@ -136,7 +136,7 @@ class ModelFamily:
 
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
-        """What pictures take, from the configuration alone; UsageError for a `detail` that the architecture does not offer.
+        """Return what pictures take, from the configuration alone. Raises UsageError for a `detail` that it does not offer.
 
         Here: none is offered, as for the many that take pictures of one size.
         """
@@ -150,12 +150,12 @@ class ModelFamily:
     # ---- inputs ------------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of already formatted text; nothing is added."""
+        """Return the token ids of already formatted text; nothing is added."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def text(self, ids: Sequence[int], offset: int) -> Chunk:
-        """Text tokens as a chunk that starts at position `offset`."""
+        """Return text tokens as a chunk that starts at position `offset`."""
         embeds = self.text_model.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.long, device=self.device))
         return Chunk.of_text(embeds, offset, self.axes)
 
@@ -164,7 +164,7 @@ class ModelFamily:
         return Clip(self)
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk:
-        """Frames of one video segment, without what closes it."""
+        """Return frames of one video segment as a chunk, without what closes it."""
         raise UsageError(f"{self.config.model_type} models take no video", "choose a model with video input (edgemllm models)")
 
     def video_end(self, offset: int) -> Chunk | None:
@@ -172,30 +172,30 @@ class ModelFamily:
         return None
 
     def image(self, frame: Frame, offset: int) -> Chunk:
-        """One still image."""
+        """Return one still image as a chunk."""
         raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
 
     @cached_property
     def image_spec(self) -> Any:
-        """How still images, or their tiles, are resized and normalised."""
+        """Return how still images, or their tiles, are resized and normalised."""
         return self.picture_spec("image")
 
     @cached_property
     def video_spec(self) -> Any:
-        """How frames of a video are."""
+        """Return how frames of a video are resized and normalised."""
         return self.picture_spec("video")
 
     def picture_spec(self, kind: str) -> Any:
-        """How pictures of a kind, image or video, are prepared: a PixelSpec, or a PatchSpec for a tower of any resolution."""
+        """Return how images or video frames are prepared: a PixelSpec, or a PatchSpec for a tower of any resolution."""
         raise NotImplementedError
 
     def upload(self, pixels: Tensor) -> Tensor:
-        """Pixels on the model's device and in its dtype; through pinned memory on CUDA, so that nothing waits for the copy."""
+        """Move pixels to the model's device and dtype; through pinned memory on CUDA, so that nothing waits for the copy."""
         pinned = pixels.pin_memory() if self.device.type == "cuda" else pixels
         return pinned.to(self.device, non_blocking=True).to(self.dtype)
 
     def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
-        """Text and features (q, E), the latter seen at `time`, as one chunk."""
+        """Join text and features (q, E), the latter seen at `time`, in one chunk."""
         chunks: list[Chunk] = []
         for piece in pieces:
             place = chunks[-1].next_position if chunks else offset
@@ -206,7 +206,7 @@ class ModelFamily:
         return Chunk.join(chunks)
 
     def vision(self, features: Tensor, offset: int, time: Tensor) -> Chunk:
-        """Features (q, E) seen at `time` (q,) as a chunk with 1-D positions."""
+        """Return features (q, E) seen at `time` (q,) as a chunk with 1-D positions."""
         chunk = Chunk.of_text(features[None].to(self.dtype), offset, self.axes)
         modality = torch.full_like(chunk.modality, Modality.VISION)
         return Chunk(chunk.embeds, chunk.positions, modality, time[None].to(self.device))
@@ -224,11 +224,11 @@ class Clip:
         """Frames that lack a partner."""
 
     def frames(self, frames: Sequence[Frame], offset: int) -> Chunk | None:
-        """The next frames as a chunk at stream position `offset`; None where they wait for more."""
+        """Return the next frames as a chunk at stream position `offset`; None where they wait for more."""
         chunk: Chunk = self.family.frames(frames, offset)
         return chunk
 
     def end(self, offset: int) -> Chunk | None:
-        """What is still waiting, and what closes the video."""
+        """Return what is still waiting, and what closes the video."""
         chunk: Chunk | None = self.family.video_end(offset)
         return chunk

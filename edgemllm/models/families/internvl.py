@@ -57,7 +57,7 @@ class InternVLFamily(ModelFamily):
         return self.compose([self.opening, features.flatten(0, 1), self.closing], offset)
 
     def features(self, batch: Tensor) -> Tensor:
-        """Tiles (n, 3, H, W) to features (n, tokens, E)."""
+        """Encode tiles (n, 3, H, W) to features (n, tokens, E)."""
         output = self.model.model.get_image_features(self.upload(batch), return_dict=True)
         features: Tensor = output.pooler_output
         return features

@@ -48,7 +48,7 @@ class LlavaOnevisionFamily(ModelFamily):
         return self.vision(features, offset, time)
 
     def _video_features(self, batch: Tensor) -> Tensor:
-        """(n * tokens a frame, E). Newer transformers close every call with `image_newline`: only the last may have it."""
+        """Return (n * tokens, E). Newer transformers close every call with `image_newline`: only the last may have it."""
         batch = self.upload(batch)
         output = self.model.model.get_video_features(batch[None], return_dict=True)
         features: Tensor = output.pooler_output

@@ -53,7 +53,7 @@ class QwenVLFamily(ModelFamily):
 
     @cached_property
     def video_spec(self) -> PatchSpec:
-        """How frames of a video are resized. What a checkpoint allows a whole video is too much for one frame."""
+        """Return how frames of a video are resized. What a checkpoint allows a whole video is too much for one frame."""
         spec = default_spec(self.model.config, "video").from_folder(self.folder, "video")
         most = FRAME_TOKENS * spec.factor**2 * (spec.temporal if self.stamped else 1)
         spec = spec.limited(most)
@@ -63,7 +63,7 @@ class QwenVLFamily(ModelFamily):
 
     @cached_property
     def image_spec(self) -> PatchSpec:
-        """How still images are."""
+        """Return how still images are resized."""
         return default_spec(self.model.config, "image").from_folder(self.folder, "image").within(self.detail, video=False)
 
     def video(self, interval: float | None = None) -> Clip:
@@ -85,7 +85,7 @@ class QwenVLFamily(ModelFamily):
 
     @torch.inference_mode()
     def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
-        """Patches to features (n, E) and, with DeepStack, to (d, n, E)."""
+        """Encode patches to features (n, E) and, with DeepStack, to (d, n, E)."""
         tower = self.model.model.visual
         flat = self.upload(flat)
         output = tower(flat, grid_thw=torch.tensor([grid], device=self.device), return_dict=True)
@@ -93,25 +93,25 @@ class QwenVLFamily(ModelFamily):
         return output.pooler_output, torch.stack(list(deep)) if deep else None
 
     def positions(self, grid: tuple[int, int, int], times: Tensor, offset: int) -> Tensor:
-        """(3, t * h * w) positions of a grid of patches whose first is at `offset`; `times` (t,) relative to it."""
+        """Return (3, t * h * w) positions of a grid of patches, the first at `offset`; `times` (t,) are relative to it."""
         merge = self.model.config.vision_config.spatial_merge_size
         height, width = torch.arange(grid[1] // merge), torch.arange(grid[2] // merge)
         axes = torch.meshgrid(times, height, width, indexing="ij")
         return torch.stack(axes).reshape(3, -1) + offset
 
     def seen(self, features: Tensor, deep: Tensor | None, positions: Tensor, time: Tensor, step: int = 1) -> Chunk:
-        """Features (q, E) at positions (3, q), seen at `time` (q,)."""
+        """Return features (q, E) at positions (3, q), seen at `time` (q,), as a chunk."""
         modality = torch.full((1, len(features)), Modality.VISION, dtype=torch.uint8, device=self.device)
         deep = None if deep is None else deep[:, None].to(self.dtype)
         where = positions[:, None].to(self.device)
         return Chunk(features[None].to(self.dtype), where, modality, time[None].to(self.device), deep, step)
 
     def stamp(self, seconds: float, offset: int) -> Chunk:
-        """The text that Qwen3-VL writes before a pair of frames."""
+        """Return the text that Qwen3-VL writes before a pair of frames."""
         return self.text(self.tokenize(f"<{seconds:.1f} seconds>{self.opening}"), offset)
 
     def wrap(self, offset: int) -> Chunk:
-        """Text that it writes after them."""
+        """Return the text that it writes after them."""
         return self.text([self.model.config.vision_end_token_id], offset)
 
 
@@ -157,7 +157,7 @@ class QwenClip(Clip):
         return self.family.seen(features, deep, positions, seconds, step)
 
     def _times(self, pairs: list[list[Frame]]) -> tuple[Tensor, int]:
-        """Positions of the pairs on the time axis, relative to the video's first, and the step between them.
+        """Return the pairs' positions on the time axis, relative to the video's first, and the step between them.
 
         Pairs are numbered by the clock, so that frames a camera drops leave their gap; without drops they are 0, 1, 2 ...
         """
@@ -187,7 +187,7 @@ class QwenClip(Clip):
         grid: tuple[int, int, int],
         offset: int,
     ) -> Chunk:
-        """Qwen3-VL: every pair with its time in words, as an image of its own."""
+        """Feed every pair as an image of its own, with its time in words, as Qwen3-VL does."""
         chunks: list[Chunk] = []
         zero = torch.zeros(1, dtype=torch.long)
         for number, (pair, seen) in enumerate(zip(pairs, features, strict=True)):
@@ -201,7 +201,7 @@ class QwenClip(Clip):
 
 
 def default_spec(config: Any, kind: str) -> PatchSpec:
-    """What transformers' processors do where a checkpoint's files say nothing."""
+    """Return what transformers' processors do where a checkpoint's files say nothing."""
     vision = config.vision_config
     patch, merge = int(vision.patch_size), int(vision.spatial_merge_size)
     square = (patch * merge) ** 2

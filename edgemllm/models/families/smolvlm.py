@@ -72,7 +72,7 @@ class Idefics3Family(ModelFamily):
         return self.compose([*pieces, f"{gap}{self.fake}{self.whole}", whole, self.fake], offset)
 
     def features(self, batch: Tensor) -> list[Tensor]:
-        """Squares (n, 3, side, side) to the features (tokens, E) of each."""
+        """Encode squares (n, 3, side, side) to the features (tokens, E) of each."""
         output = self.model.model.get_image_features(self.upload(batch[None]), return_dict=True)
         return list(torch.cat(list(output.pooler_output)).chunk(len(batch)))
 
@@ -110,13 +110,13 @@ class SmolVLMFamily(Idefics3Family):
 
 
 def _tokens(config: Any) -> int:
-    """Tokens of one square."""
+    """Return the tokens of one square."""
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
     return int(side**2)
 
 
 def _longest(config: Any, longest: int, detail: Detail) -> int:
-    """The longest side of an image: whole squares, within the pixels allowed."""
+    """Return the longest side of an image: whole squares, within the pixels allowed."""
     side = int(config.vision_config.image_size)
     if detail.max_pixels is None:
         return longest

@@ -37,11 +37,11 @@ class PatchSpec:
 
     @property
     def factor(self) -> int:
-        """Pixels of a token, along height and along width."""
+        """Return the pixels of a token, along height and along width."""
         return self.patch * self.merge
 
     def from_folder(self, folder: str | Path, kind: str) -> PatchSpec:
-        """This specification with what a checkpoint's files say otherwise; `kind` is video or image."""
+        """Return this specification with what a checkpoint's files say otherwise; `kind` is video or image."""
         found = processor_config(folder, kind)
         size = found.get("size") or {}
         return replace(
@@ -58,7 +58,7 @@ class PatchSpec:
         )
 
     def limited(self, most: int | None) -> PatchSpec:
-        """Check a maximum number of pixels; UsageError where not even one token is left."""
+        """Return it with at most `most` pixels. Raises UsageError where not even one token is left."""
         if most is None or most >= self.max_pixels:
             return self
         if most < self.factor**2:
@@ -69,11 +69,11 @@ class PatchSpec:
         return replace(self, max_pixels=most, min_pixels=min(self.min_pixels, most))
 
     def shared(self, frames: int) -> PatchSpec:
-        """Limits of one frame, where these are those of `frames` together."""
+        """Return the limits of one frame, where these are those of `frames` together."""
         return replace(self, min_pixels=self.min_pixels // frames, max_pixels=self.max_pixels // frames)
 
     def within(self, detail: Detail, video: bool) -> PatchSpec:
-        """Within what the user wants to spend; `temporal` frames of a video share their tokens."""
+        """Return it within what the user wants to spend; `temporal` frames of a video share their tokens."""
         spec = self.limited(detail.max_pixels)
         if video and detail.tokens_per_frame is not None:
             spec = spec.limited(detail.tokens_per_frame * self.temporal * self.factor**2)
@@ -81,12 +81,12 @@ class PatchSpec:
 
     @property
     def most_tokens(self) -> int:
-        """Of a still image or of `temporal` frames."""
+        """Return the most tokens of a still image or of `temporal` frames."""
         return self.max_pixels // self.factor**2
 
 
 def patches(frames: Sequence[Pixels], spec: PatchSpec) -> tuple[Tensor, tuple[int, int, int]]:
-    """Frames (H, W, 3) of one size as (t * h * w, 3 * temporal * patch * patch) float32, and the grid (t, h, w).
+    """Cut frames (H, W, 3) of one size into (t * h * w, 3 * temporal * patch * patch) float32, and the grid (t, h, w).
 
     The last frame is repeated until `temporal` divides their number; a still image is one frame.
     """

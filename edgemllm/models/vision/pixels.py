@@ -57,12 +57,12 @@ class PixelSpec:
         )
 
     def square(self, side: int) -> PixelSpec:
-        """The same for squares, the whole picture squashed."""
+        """Return the same for squares, the whole picture squashed."""
         return replace(self, height=side, width=side, edge=None)
 
 
 def processor_config(folder: str | Path, kind: str) -> dict[str, Any]:
-    """What a checkpoint says about a kind of input; "" is no folder. As in transformers, the combined file goes first."""
+    """Return what a checkpoint says about a kind of input, the combined file first as in transformers; "" is no folder."""
     if not str(folder):
         return {}
     folder = Path(folder)
@@ -74,7 +74,7 @@ def processor_config(folder: str | Path, kind: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's object, empty where there is no file."""
+    """Return the file's object, empty where there is no file."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def geometry(found: dict[str, Any], default: PixelSpec) -> tuple[int, int, int | None]:
-    """Height, width and `edge`. Old files write `"size": 224`."""
+    """Return height, width and `edge`. Old files write `"size": 224`."""
     size, crop = found.get("size") or {}, found.get("crop_size") or {}
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
@@ -101,12 +101,12 @@ def geometry(found: dict[str, Any], default: PixelSpec) -> tuple[int, int, int |
 
 
 def pixels(frames: Sequence[Pixels], spec: PixelSpec) -> Tensor:
-    """Frames (H, W, 3) RGB, brought to the model's size and normalised: (n, 3, height, width) float32."""
+    """Bring frames (H, W, 3) RGB to the model's size and normalise them: (n, 3, height, width) float32."""
     return normalise(np.stack([fit(frame, spec) for frame in frames]), spec)
 
 
 def fit(image: Pixels, spec: PixelSpec) -> Pixels:
-    """(H, W, 3) to (height, width, 3): squashed, or the middle of it."""
+    """Bring (H, W, 3) to (height, width, 3): squashed, or the middle of it."""
     if spec.edge is None:
         return resize(image, spec.height, spec.width, spec.resample)
     from transformers.image_transforms import center_crop, get_resize_output_image_size
@@ -120,21 +120,21 @@ def fit(image: Pixels, spec: PixelSpec) -> Pixels:
 
 
 def resize(image: Pixels, height: int, width: int, resample: int) -> Pixels:
-    """(H, W, 3) to (height, width, 3)."""
+    """Resize (H, W, 3) to (height, width, 3)."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), resample=Image.Resampling(resample)))
 
 
 def normalise(images: Pixels, spec: PixelSpec) -> Tensor:
-    """(n, H, W, 3) uint8 to (n, 3, H, W) float32, in transformers' order and precision of arithmetic."""
+    """Turn (n, H, W, 3) uint8 into (n, 3, H, W) float32, in transformers' order and precision of arithmetic."""
     scaled = (images.astype(np.float64) * spec.rescale).astype(np.float32)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2)))
 
 
 def anyres(image: Pixels, spec: PixelSpec, pinpoints: Sequence[Sequence[int]]) -> tuple[Tensor, tuple[int, int]]:
-    """A still image at any resolution: the whole squashed, then the tiles of the best fitting grid.
+    """Prepare a still image at any resolution: the whole squashed, then the tiles of the best fitting grid.
 
     Returns (1 + tiles, 3, height, width) and the image's own (height, width).
     """

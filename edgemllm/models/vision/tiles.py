@@ -12,7 +12,7 @@ from edgemllm.models.vision.pixels import PixelSpec, pixels, resize
 
 
 def best_grid(image: Pixels, spec: PixelSpec, most: int, least: int = 1) -> Tensor:
-    """InternVL: the grid of `least` to `most` tiles nearest in shape, then the whole: (tiles + 1, 3, height, width).
+    """Cut to InternVL's grid of `least` to `most` tiles nearest in shape, then the whole: (tiles + 1, 3, height, width).
 
     An image of one tile has no second picture of the whole.
     """
@@ -25,7 +25,7 @@ def best_grid(image: Pixels, spec: PixelSpec, most: int, least: int = 1) -> Tens
 
 
 def split(image: Pixels, spec: PixelSpec, longest: int) -> tuple[Tensor, int, int]:
-    """Idefics3: scaled to a longest side of `longest`, cut into squares, then the whole; with the rows and columns.
+    """Scale to a longest side of `longest`, cut into squares, then the whole, as Idefics3 does; with the rows and columns.
 
     0 rows and columns where the image is one square by itself.
     """
@@ -48,7 +48,7 @@ def split(image: Pixels, spec: PixelSpec, longest: int) -> tuple[Tensor, int, in
 
 
 def squares(frames: Sequence[Pixels], spec: PixelSpec, longest: int | None) -> Tensor:
-    """SmolVLM: frames of a video as whole squares (n, 3, side, side); like its processor in two steps, through `longest`."""
+    """Return SmolVLM's whole squares (n, 3, side, side) of video frames; like its processor in two steps, through `longest`."""
     from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
     if longest is not None:
@@ -58,6 +58,6 @@ def squares(frames: Sequence[Pixels], spec: PixelSpec, longest: int | None) -> T
 
 
 def cut(image: Pixels, height: int, width: int) -> list[Pixels]:
-    """The tiles of an image, row by row."""
+    """Return the tiles of an image, row by row."""
     rows, columns = range(0, image.shape[0], height), range(0, image.shape[1], width)
     return [image[row : row + height, column : column + width] for row in rows for column in columns]

@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 
 def runs(model: str, length: int, seed: int) -> Iterator[Run]:
-    """Everything that is done with one prompt."""
+    """Return everything that is done with one prompt."""
     for case, share in itertools.product(CASES, SHARES):
         yield Run(model, length, seed, case, share)
 
@@ -67,5 +67,5 @@ def prompt(length: int, seed: int) -> Tensor:
 
 
 def kept(values: Tensor, whole: Tensor) -> Tensor:
-    """Which of the prompt's tokens, (H, n) ascending, survived: found by their values (H, n, D) among all, (H, N, D)."""
+    """Return which of the prompt's tokens, (H, n) ascending, survived: found by their values (H, n, D) among all, (H, N, D)."""
     return torch.cdist(values, whole).argmin(-1).sort(-1).values
