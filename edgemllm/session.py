@@ -21,6 +21,7 @@ from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.media.images import read_image
+from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
 from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
@@ -128,19 +129,37 @@ class Session:
         self.position = chunk.next_position
 
     @torch.inference_mode()
-    def watch(self, video: Iterable[Frame]) -> int:
-        """Show a video's frames as they come; returns how many. The next `ask` closes the turn."""
-        self.begin(getattr(video, "interval", None))
-        frames = iter(video)
-        shown = 0
+    def watch(self, video: Iterable[Frame], subtitles: Subtitles | None = None) -> int:
+        """Show a video's frames as they come, with what `subtitles` say among them; returns how many frames.
+
+        The next `ask` closes the turn.
+        """
+        interval, frames, shown = getattr(video, "interval", None), iter(video), 0
+        self._forget_stop()
+        if subtitles is None:
+            self.begin(interval)
         with contextlib.ExitStack() as at_end:
             # A generator holds a file, a camera or a thread, and would keep it as long as somebody keeps our traceback.
             at_end.callback(getattr(frames, "close", lambda: None))
             while not self.stopped and (batch := list(itertools.islice(frames, FRAMES_AT_ONCE))):
-                self.see(batch)
-                shown += len(batch)
+                parts = iter([batch]) if subtitles is None else subtitles.among(batch)
+                for part in itertools.takewhile(lambda _: not self.stopped, parts):
+                    self.see_or_hear(part, interval)
+                    shown += 0 if isinstance(part, str) else len(part)
+        if subtitles is not None and not self.stopped and (rest := subtitles.rest()):
+            self.see_or_hear(rest)
         self._close()
         return shown
+
+    @torch.inference_mode()
+    def see_or_hear(self, part: list[Frame] | str, interval: float | None = None) -> None:
+        """Show the next frames of a video, or what is said before them: text between two videos, as the template has it."""
+        if not isinstance(part, str):
+            self.see(part, interval)
+            return
+        self._open(TEXT)
+        ids = [token for token, _, _ in tokenize(self.family.tokenizer, "", part, special=False)]
+        self.feed(self.family.text(ids, self.position))
 
     def begin(self, interval: float | None = None) -> Clip:
         """Open a video that `see` continues, its frames `interval` seconds apart where the source keeps to one."""
@@ -164,6 +183,7 @@ class Session:
     @torch.inference_mode()
     def show(self, image: Frame | str | os.PathLike[str]) -> None:
         """Show a still image, a file or a frame. The next `ask` closes the turn. Raises MissingError and MediaError."""
+        self.stopped = False
         frame = image if isinstance(image, Frame) else read_image(os.fspath(image))
         self._open("image")
         self.feed(self.family.image(frame, self.position))
@@ -226,11 +246,13 @@ class Session:
         self.policy.after_prefill(self.cache.managed)
         yield from self._generate(logits, sampling)
 
+    def _forget_stop(self) -> None:
+        self.stopped = False
+
     def _open(self, kind: str) -> None:
         if kind != TEXT and self._tokens[kind] is None:
             raise UsageError(f"this model takes no {kind} input", "choose a multimodal model, such as --model demo")
         self._close()
-        self.stopped = False
         piece = self.format.turn([*self.media, kind], self.first, self.system)[len(self.media)]
         if piece:
             self.feed(self._text(piece))

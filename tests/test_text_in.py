@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from edgemllm.commands.chat.repl import complete
 from edgemllm.errors import MissingError
 from edgemllm.media.frame import Frame
 from edgemllm.media.growing_text import LONGEST, GrowingText
+from edgemllm.media.subtitles import Cue, Subtitles
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import ModelFamily
@@ -407,3 +409,54 @@ def test_a_text_stream_that_cannot_begin_says_why(case: str, tmp_path: Path) -> 
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert done.stdout == ""
+
+
+# ---- subtitles ---------------------------------------------------------------------------------------------------------
+
+SRT = (
+    "\ufeff1\r\n00:00:01,000 --> 00:00:03,000\r\n<i>Good</i> morning\r\n\r\n"
+    "2\r\n00:00:04,500 --> 00:00:06,000\r\n{\\an8}It rains.\r\n"
+)
+VTT = (
+    "WEBVTT\n\nNOTE no --> cue\n\n00:01.000 --> 00:03.000 align:start\nGood morning\n\n"
+    "00:04.500 --> 00:06.000\n<v Ann>It rains &amp; pours.\n"
+)
+
+
+@pytest.mark.parametrize(("name", "text", "last"), [("a.srt", SRT, "It rains."), ("a.vtt", VTT, "It rains & pours.")])
+def test_cues_come_before_the_first_frame_that_follows_them(name: str, text: str, last: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    frames = [Frame(np.zeros((4, 4, 3), np.uint8), float(second), second) for second in range(8)]
+
+    def parts(first: int) -> list[Any]:
+        found = Subtitles.open(str(tmp_path / name)).among(frames[first:])
+        return [part if isinstance(part, str) else [frame.index for frame in part] for part in found]
+
+    assert parts(0) == [[0], "Good morning", [1, 2, 3, 4], last, [5, 6, 7]]
+    assert parts(2) == ["Good morning", [2, 3, 4], last, [5, 6, 7]], "still to be seen at the first frame"
+    assert parts(3) == [[3, 4], last, [5, 6, 7]]
+
+
+@pytest.mark.parametrize("model", [model for model in VISION_MODELS if model().family.video_token])
+def test_every_family_hears_subtitles_among_the_frames(model: Any) -> None:
+    family = model().use(NAME).family
+    watching = Session(family, policies.build("streaming-llm"), 192, 64)
+    frames = [Frame(np.full((32, 32, 3), 30 * second, np.uint8), float(second), second) for second in range(6)]
+    assert watching.watch(frames, Subtitles([Cue(1.5, 3, "It rains."), Cue(9, 10, "The end.")])) == 6
+    "".join(watching.ask("What?", Sampling(max_tokens=2)))
+
+
+def test_chat_and_stream_find_the_subtitles_beside_the_video(tmp_path: Path) -> None:
+    shutil.copy(loading.DEMO / "lecture.mp4", tmp_path / "talk.mp4")
+    common = ("--max-tokens", "4", "--end", "6", "--json")
+    talk = str(tmp_path / "talk.mp4")
+    missing = run("chat", "--video", talk, "--subtitles", "auto", *common, "What?")
+    assert missing.returncode == 3
+    assert "no subtitles beside" in missing.stderr
+    plain = json.loads(run("chat", "--video", talk, *common, "What?").stdout)
+    (tmp_path / "talk.srt").write_text(SRT)
+    heard = json.loads(run("chat", "--video", talk, "--subtitles", "auto", *common, "What?").stdout)
+    assert heard["video"] == plain["video"]
+    assert heard["kv"]["seen_tokens"] > plain["kv"]["seen_tokens"]
+    streamed = run("stream", talk, "--subtitles", str(tmp_path / "talk.srt"), "--at", "end What?", *common)
+    assert json.loads(streamed.stdout)["kv"]["seen_tokens"] == heard["kv"]["seen_tokens"]

@@ -16,10 +16,7 @@ def chat(
     questions: options.Questions = None,
     video: options.Videos = [],  # noqa: B006
     image: Annotated[list[str], options.option("--image", help="A still image; repeatable.", panel=options.MEDIA)] = [],  # noqa: B006
-    text: Annotated[
-        list[str],
-        options.option("--text", help="A text file of any length, or - for standard input; repeatable.", panel=options.MEDIA),
-    ] = [],  # noqa: B006
+    words: options.WordOptions,
     clip: options.ClipOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -36,4 +33,4 @@ def chat(
         from edgemllm.commands.chat import command
 
         display = screen.display(echo)
-        command.chat(questions or [], video, image, text, clip, size, run, reply, output, display, dry_run, interrupts)
+        command.chat(questions or [], video, image, words, clip, size, run, reply, output, display, dry_run, interrupts)

@@ -211,6 +211,22 @@ class ScreenOptions:
 
 
 Videos = Annotated[list[str], option("--video", help="A video, or a folder of images; repeatable.", panel=MEDIA)]
+Subtitles = Annotated[
+    str | None,
+    option("--subtitles", help="Its .srt or .vtt; auto: the one of its name beside it. [default: none]", panel=MEDIA),
+]
+
+
+@dataclass(frozen=True)
+class WordOptions:
+    """What is read, beside what is seen."""
+
+    text: Annotated[
+        list[str], option("--text", help="A text file of any length, or - for standard input; repeatable.", panel=MEDIA)
+    ] = field(default_factory=list)
+    subtitles: Subtitles = None
+
+
 Questions = Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more, in quotes.", show_default=False)]
 Plot = Annotated[Path | None, option("--plot", help="Draw the run: a .png, .svg or .pdf.", panel=OUTPUT)]
 DryRun = Annotated[bool, option("--dry-run", help="Print the plan and stop: exit 0 if it fits, 4 if not.", panel=OUTPUT)]

@@ -18,6 +18,7 @@ from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
 from edgemllm.launch import prepare
 from edgemllm.media.detail import Detail
+from edgemllm.media.subtitles import AUTO, Subtitles
 from edgemllm.media.text import Text, document
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
@@ -29,7 +30,7 @@ def chat(
     questions: Sequence[str],
     videos: Sequence[str],
     images: Sequence[str],
-    texts: Sequence[str],
+    words: options.WordOptions,
     clip: options.ClipOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -42,19 +43,20 @@ def chat(
     """Run the command."""
     if any(not question.strip() for question in questions):
         raise UsageError("a question is empty", 'edgemllm chat --video lecture.mp4 "What number was with the red square?"')
-    if texts.count("-") > 1:
+    if words.text.count("-") > 1:
         raise UsageError("standard input can be read once: --text - is given twice", "--text - once")
-    if "-" in texts and not questions:
+    if "-" in words.text and not questions:
         raise UsageError("--text - reads standard input, where questions would come from", 'the question as an argument: "..."')
     sources = [Video.open(video, **clip.of()) for video in videos]
-    documents = [document(text) for text in texts]
+    said = _subtitles(words.subtitles, sources)
+    documents = [document(text) for text in words.text]
     detail = size.detail()
     request = run.request(system=reply.system, detail=detail)
     launch = prepare(request, lambda config: _input_tokens(config, sources, images, documents, questions, detail))
     if dry_run:
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
-    chat = Chat(launch, display, sampling, output.events("chat"), interrupts, clip.sampling())
+    chat = Chat(launch, display, sampling, output.events("chat"), interrupts, clip.sampling(), said)
     if not questions and sys.stdin.isatty():
         chat.go(sources, images, documents, functools.partial(converse, chat))
         return
@@ -65,6 +67,15 @@ def chat(
         chat.go(sources, images, documents, None)
     else:
         chat.go(sources, images, documents, functools.partial(answer_all, chat, itertools.chain([first], asked)))
+
+
+def _subtitles(path: str | None, videos: Sequence[Video]) -> dict[str, Subtitles]:
+    """Return what is said in each video, by its path. Raises UsageError and MissingError."""
+    if path is None:
+        return {}
+    if not videos or (path != AUTO and len(videos) > 1):
+        raise UsageError(f"--subtitles {path} belongs to one --video, and there are {len(videos)}", "--subtitles auto")
+    return {video.path: Subtitles.of(path, video.source, video.end) for video in videos}
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

@@ -19,6 +19,7 @@ from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
 from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image
+from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.text import Text
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
@@ -38,6 +39,8 @@ class Chat:
     interrupts: Interrupts
     clip: dict[str, Any] = field(default_factory=dict)
     """How a video that is opened on the way is sampled: keywords of `Video.open`."""
+    subtitles: dict[str, Subtitles] = field(default_factory=dict)
+    """What is said in the videos of the command line, by their paths."""
     turns: list[dict[str, Any]] = field(default_factory=list)
     forgotten: int = 0
     """How many of the turns the session no longer knows: they were cleared, or another session was loaded."""
@@ -94,7 +97,7 @@ class Chat:
         self.display.expected = video.expected
         feed = Feed(video, FRAMES_AT_ONCE, full_batches=True, stopping=self.interrupts.asked)
         with feed, out_of_memory():
-            video.frames_seen = self.session.watch(feed)
+            video.frames_seen = self.session.watch(feed, self.subtitles.pop(video.path, None))
         self.display.expected = None
         self.display.say(f"{video.path}: {video.describe()}")
         if video.shortfall:

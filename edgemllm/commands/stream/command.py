@@ -28,6 +28,7 @@ from edgemllm.media.feed import Feed
 from edgemllm.media.growing_text import GrowingText
 from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
+from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.typed_lines import TypedLines
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
@@ -64,6 +65,7 @@ def stream(
         if watched:
             schedule.start = watched.start
             _check_times(schedule, watched)
+        said = _said(feed.subtitles, watched)
         detail = size.detail()
         request = run.request(system=reply.system, detail=detail)
         if request.kv_budget == "auto" and state.get("kv_budget"):
@@ -84,7 +86,7 @@ def stream(
             stream = TextStream(rounds, incoming)
         else:
             assert isinstance(incoming, Feed)
-            stream = FrameStream(rounds, watched, incoming, similarity, clip.max_frames)
+            stream = FrameStream(rounds, watched, incoming, similarity, clip.max_frames, said)
         stream.save_wanted, stream.save_to, stream.limit = interrupts.save_wanted, kept.save, limit(launch)
         stream.lines = _lines(feed.text or source, display)
         if state:
@@ -149,6 +151,15 @@ def _earlier(resume: Path | None, save: Path | None, display: Display, text: boo
     if state["place"] and ("line" in state["place"]) != text:
         raise UsageError(f"{resume} is the session of {'frames' if text else 'a text'}", "the kind of source it was saved with")
     return state
+
+
+def _said(path: str | None, source: Source | None) -> Subtitles | None:
+    """Return the subtitles of a recording. Raises UsageError for another source, and MissingError."""
+    if path is None:
+        return None
+    if source is None or source.video is None:
+        raise UsageError(f"--subtitles {path}: only a recording has subtitles", "omit --subtitles")
+    return Subtitles.of(path, source.source, source.end)
 
 
 def _lines(source: str | None, display: Display) -> TypedLines | None:

@@ -16,6 +16,7 @@ from edgemllm.media.feed import Feed, raise_error
 from edgemllm.media.frame import Frame
 from edgemllm.media.similarity import Similarity
 from edgemllm.media.source import Source
+from edgemllm.media.subtitles import Subtitles
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
 
 
@@ -28,6 +29,7 @@ class FrameStream(Stream):
     similarity: Similarity | None = None
     max_frames: int | None = None
     """Of this run."""
+    subtitles: Subtitles | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +47,8 @@ class FrameStream(Stream):
     def resume(self, run: Mapping[str, Any]) -> None:
         super().resume(run)
         self._missed = run["missed"]
+        if self.subtitles is not None and run["place"]:
+            self.subtitles.continue_after(run["place"]["time"] - self.source.offset)
         if self.similarity is not None and run["similar"] is not None:
             self.similarity.latest = np.array(run["similar"], np.uint8)
 
@@ -100,7 +104,8 @@ class FrameStream(Stream):
         meter.skipped += len(frames) - len(fresh)
         if fresh:
             with out_of_memory():
-                self.session.see(fresh, None if similarity else self.source.interval)
+                for part in [fresh] if self.subtitles is None else self.subtitles.among(fresh, self.source.offset):
+                    self.session.see_or_hear(part, None if similarity else self.source.interval)
         meter.video_s = frames[-1].time
         self._count()
         self._advance(self.source.place(frames[-1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from edgemllm.commands.options import ASKING, MEDIA, OUTPUT, RUN, option
+from edgemllm.commands.options import ASKING, MEDIA, OUTPUT, RUN, Subtitles, option
 from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.units import parse_time
 
@@ -54,6 +54,7 @@ class FeedOptions:
         ),
     ] = None
 
+    subtitles: Subtitles = None
     live: Annotated[
         bool | None,
         option(
