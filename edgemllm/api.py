@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgemllm.launch import Request, prepare
@@ -24,6 +24,7 @@ def open(
     device: str = "auto",
     chunk: int | None = None,
     system: str | None = None,
+    focus: Sequence[str] = (),
     max_pixels: int | None = None,
     tokens_per_frame: int | None = None,
     offline: bool = False,
@@ -48,6 +49,7 @@ def open(
         offline=offline,
         trust_remote_code=trust_remote_code,
         system=system,
+        focus=focus,
         detail=Detail(max_pixels, tokens_per_frame),
     )
     return prepare(request).open()

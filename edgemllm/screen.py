@@ -132,6 +132,7 @@ def status(session: Session, device: str, expected: int | None = None, expected_
     bar = f" {'▮' * full}{'▯' * (BAR - full)}" if budget else ""
     here = memory.probe(device)
     in_use = f"{IN_USE[here.kind]} {human_bytes(here.used_bytes)}/{human_bytes(here.total_bytes)}"
+    focus = f"focus {len(session.focus)}  " if session.focus else ""
     rates = meter.rates()
     speed = f"{rates['decode_tps']:.1f} tok/s" if meter.decode_tokens else f"{rates['prefill_tps']:.0f} tok/s in"
     left_out = [f"{name} {count}" for name, count in (("skipped", meter.skipped), ("dropped", meter.dropped)) if count]
@@ -142,7 +143,7 @@ def status(session: Session, device: str, expected: int | None = None, expected_
     where = "  ".join([clock(meter.video_s)] * bool(meter.video_s or not where) + [where] * bool(where))
     return (
         f"{where}  {frames}kv {kept}/{budget or '∞'}{bar} {human_bytes(kv['bytes'])}  "
-        f"evicted {kv['evicted_tokens']}  {in_use}  {speed}"
+        f"evicted {kv['evicted_tokens']}  {focus}{in_use}  {speed}"
     )
 
 

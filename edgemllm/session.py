@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
+from edgemllm.cache.focus import Listener, add_focus, room
+from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
@@ -48,6 +50,8 @@ class Session:
     budget: int | None
     chunk: int = 512
     system: str | None = None
+    focus: Sequence[str] = ()
+    """Questions that will be asked: they score the cache until then, where the policy takes a focus."""
     on_step: Callable[[Session], None] = lambda session: None
     """Called after every forward pass and token, for the display."""
     meter: Meter = field(default_factory=Meter)
@@ -81,7 +85,7 @@ class Session:
                 f"chunks of {self.chunk} tokens would cut pictures apart: their {least} tokens see each other both ways",
                 f"--chunk {least} or more, and a --kv-budget of {least + self.policy.minimum()} or more",
             )
-        self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
+        self.cache = self._empty()
         tokens = {"image": self.family.image_token, "video": self.family.video_token}
         self._tokens = tokens
         self._format: ChatFormat | None = None
@@ -93,9 +97,21 @@ class Session:
         self._format = self._format or ChatFormat(self.family.tokenizer, self._tokens, self.family.media_wrappers)
         return self._format
 
+    @torch.inference_mode()
+    def _empty(self) -> KVCache:
+        """Return an empty cache, with the queries of the focus in its layers."""
+        cache = self.family.new_cache(self.policy, self.budget, self.chunk)
+        if self.policy.takes_focus:
+            for question in self.focus:
+                alone = self.family.new_cache(Listener(), None, self.chunk)
+                for part in self.family.text(self.family.tokenize(question), 0).split(self.chunk):
+                    forward(self.family.text_model, alone, part)
+                add_focus(cache.managed, alone.managed)
+        return cache
+
     def clear(self) -> None:
         """Forget everything."""
-        self.cache = self.family.new_cache(self.policy, self.budget, self.chunk)
+        self.cache = self._empty()
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
         self.clip, self.context, self.last = None, None, None
 
@@ -314,7 +330,7 @@ class Session:
         """Return the `KV` object of the JSON output, measured."""
         lengths = [layer.length for layer in self.cache.managed]
         mean = sum(lengths) / len(lengths)
-        spec = self.family.spec
+        spec = replace(self.family.spec, focus=room(self.policy, len(self.focus)))
         bound = None
         if self.budget is not None:
             bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy, self.chunk)

@@ -36,9 +36,9 @@ def test_keywords_of_open_are_the_options_of_chat() -> None:
     from edgemllm.launch import Request
 
     keywords = inspect.signature(edgemllm.open).parameters
-    assert set(keywords) == set(Request.__dataclass_fields__) - {"detail"} | {"max_pixels", "tokens_per_frame"}
+    assert set(keywords) == set(Request.__dataclass_fields__) - {"detail", "known"} | {"max_pixels", "tokens_per_frame"}
     for name, field in Request.__dataclass_fields__.items():
-        if name not in ("detail", "settings"):
+        if name not in ("detail", "settings", "known"):
             assert keywords[name].default == field.default, name
 
 

@@ -126,3 +126,30 @@ def test_the_terminal_is_silent_while_an_answer_is_written_and_echoes_again_afte
     piped = code.replace("bool(termios.tcgetattr(0)[3] & termios.ECHO)", "0")
     done = subprocess.run([sys.executable, "-c", piped], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True)
     assert done.stdout.strip() == "[0, 0, 0]", "no terminal, nothing to silence"
+
+
+SMALL = ("chat", "--video", str(DEMO / "lecture.mp4"), "--kv-budget", "80", "--chunk", "16", "--json", "--max-tokens", "8")
+
+
+def test_a_question_that_is_known_keeps_what_it_asks_about() -> None:
+    """The red square is 100 s ago: the latest frames look at nothing, the question beforehand does."""
+    question = "What number was with the red square?"
+    window = (*SMALL, "--policy", "inf-mllm", "--set", "window=8", question)
+    known, unknown = (json.loads(run(*window, *more).stdout) for more in ((), ("--no-focus",)))
+    assert (known["focus"], unknown["focus"]) == ([question], [])
+    assert (known["turns"][0]["answer"], unknown["turns"][0]["answer"]) == ("5", "not seen")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--policy", "edge", "--focus", "red"), "policy edge does not score by queries"),
+        (("--policy", "inf-mllm", "--focus", " "), "a --focus is empty"),
+        (("--policy", "inf-mllm", "--focus", "red", "--no-focus"), "--focus and --no-focus"),
+    ],
+)
+def test_a_focus_that_means_nothing_is_refused(options: tuple[str, ...], says: str) -> None:
+    done = run(*SMALL, *options, "x")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "try: " in done.stderr

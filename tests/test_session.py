@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from edgemllm import policies, session_file
+from edgemllm.cache.focus import focus_attention
+from edgemllm.cache.rope import rotate_queries
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading
@@ -257,3 +259,45 @@ def test_quantisation_touches_the_language_model_alone(quant: str) -> None:
     session = Session(family, InfMLLM(), 128, chunk=32)
     session.watch(clip(4))
     assert answer(session)
+
+
+@pytest.mark.parametrize("name", [name for name in policies.names() if policies.build(name, ()).takes_focus])
+def test_a_focus_counts_against_the_bytes_and_survives_clearing_and_saving(
+    demo: ModelFamily, name: str, tmp_path: Path
+) -> None:
+    def fresh() -> Session:
+        return Session(demo, policies.build(name, ("window=8",)), 80, 16, focus=("What is red?", "What number was there?"))
+
+    session = fresh()
+    before = [layer.focus for layer in session.cache.managed]
+    session.watch(clip(60))
+    assert session.kv()["bytes"] <= session.kv()["budget_bytes"]
+    session_file.save(session, tmp_path / "state")
+    session.clear()
+    other = fresh()
+    session_file.load(other, tmp_path / "state")
+    for each in (session, other):
+        for focus, layer in zip(before, each.cache.managed, strict=True):
+            assert focus is not None
+            assert layer.focus is not None
+            assert torch.equal(focus, layer.focus)
+
+
+def test_the_focus_looks_at_the_cache_as_the_question_would(demo: ModelFamily) -> None:
+    """In the first layer queries depend on nothing before them: there the focus is what asking at the end looks at."""
+    question = "What number was with the red circle?"
+    session = Session(demo, InfMLLM(window=32), None, 64, focus=(question,))
+    session.watch(clip(20))
+    layer = session.cache.managed[0]
+    length, found = layer.length, focus_attention(layer)
+    session.feed(demo.text(demo.tokenize(question), session.position))
+    rows = layer.length - length
+    assert layer.queries is not None
+    order = torch.arange(layer.counts.seen - rows, layer.counts.seen) % layer.queries.shape[2]
+    rotation = layer.rope.at(torch.arange(length, length + rows).view(1, 1, 1, -1), layer.keys)
+    asked = rotate_queries(layer.queries[:, :, order], rotation)
+    keys = layer.rotated_keys()[:, :, :length]  # the question's own are not in the cache that the focus sees
+    for head in range(layer.kv_heads):
+        group = asked[:, head * asked.shape[1] // layer.kv_heads : (head + 1) * asked.shape[1] // layer.kv_heads]
+        weights = (group @ keys[:, head : head + 1].mT * layer.scaling).softmax(-1)
+        torch.testing.assert_close(found[:, head], weights.amax((1, 2)), rtol=1e-4, atol=1e-6)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from edgemllm.cache.columns import columns
+from edgemllm.cache.counts import Counts
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.numbering import Numbering
 from edgemllm.cache.rope import Rope, inverse, rotate, rotate_queries
@@ -22,25 +22,11 @@ GROWTH = 1024
 """An unbounded layer grows by at least this many slots, and by half of what it holds."""
 
 
-@dataclass
-class Counts:
-    """What a layer has gone through."""
-
-    seen: int = 0
-    new_since_eviction: int = 0
-    evicted: int = 0
-    compactions: int = 0
-    prompt: int = 0
-    """Tokens of the stream before the newest prompt."""
-    streamed: bool = False
-    """Whether a policy published for one prompt had to evict before that prompt's end."""
-
-
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer with room for `budget` tokens (None: grows without end), and the sliding `window` of its attention.
 
-    Keys are stored rotated to their slots' positions where `numbering.rotated`, else unrotated. `queries` (B, H, w, D) are
-    the latest `query_window` ones, unrotated.
+    Keys are stored rotated to their slots' positions where `numbering.rotated`, else unrotated. Unrotated are `queries`
+    (B, H, w, D), the latest `query_window` ones, and `focus` (B, H, n, D), those of what will be asked (focus.py).
     """
 
     store_rotated: ClassVar[bool] = True
@@ -63,6 +49,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.stats: dict[str, Tensor] = {}
         """What the policy notes about the whole layer."""
         self.queries: Tensor | None = None
+        self.focus: Tensor | None = None
         self.scaling = 1.0
         self.slots: Slots
         self.numbering: Numbering
@@ -215,7 +202,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return the bytes of every live tensor of this layer."""
         if not self.is_initialized:
             return 0
-        queries = 0 if self.queries is None else self.queries.nbytes
+        queries = sum(kept.nbytes for kept in (self.queries, self.focus) if kept is not None)
         return self.slots.nbytes + queries + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:

@@ -60,6 +60,9 @@ class CachePolicy:
     per_query_head: ClassVar[bool] = False
     """`observe` receives every query head, (B, H, w, L), instead of the mean of those that share a KV head."""
 
+    takes_focus: ClassVar[bool] = False
+    """Scores by `layer.focus` where what will be asked is known (cache/focus.py)."""
+
     def __post_init__(self) -> None:
         check(self)
 

@@ -27,6 +27,8 @@ class CacheSpec:
     """Position axes: 1 for RoPE, 3 for M-RoPE."""
     windows: tuple[int | None, ...] = ()
     """The sliding window of each layer, None for full attention; empty: no layer slides."""
+    focus: int = 0
+    """Queries of what will be asked that every managed layer has room for (focus.py)."""
 
     @property
     def sliding(self) -> tuple[int, ...]:
@@ -48,7 +50,7 @@ class CacheSpec:
         These are a policy's queries and layer statistics, and sliding layers that are fed `chunk` tokens.
         """
         slots = sum(window - 1 + chunk for window in self.sliding)
-        queries = self.heads * policy.query_window * self.head_dim * self.itemsize
+        queries = self.heads * (policy.query_window + self.focus) * self.head_dim * self.itemsize
         return self.managed * (queries + 4 * len(policy.layer_stats)) + slots * self.kv_heads * self._slot_bytes("cache")
 
     def _slot_bytes(self, positions: str, buffers: Sequence[str] = ()) -> int:

@@ -20,6 +20,7 @@ def chat(
     clip: options.ClipOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
+    focus: options.FocusOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     screen: options.ScreenOptions,
@@ -33,4 +34,4 @@ def chat(
         from edgemllm.commands.chat import command
 
         display = screen.display(echo)
-        command.chat(questions or [], video, image, words, clip, size, run, reply, output, display, dry_run, interrupts)
+        command.chat(questions or [], video, image, words, clip, size, run, focus, reply, output, display, dry_run, interrupts)

@@ -57,6 +57,7 @@ def stream(
     feed: FeedOptions,
     kept: SessionOptions,
     run: options.RequestOptions,
+    focus: options.FocusOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     subtitles: SubtitleOptions,
@@ -71,6 +72,8 @@ def stream(
         from edgemllm.commands.stream import command
 
         display = screen.display(echo)
-        command.stream(source, questions, clip, size, feed, kept, run, reply, output, subtitles, display, dry_run, interrupts)
+        command.stream(
+            source, questions, clip, size, feed, kept, run, focus, reply, output, subtitles, display, dry_run, interrupts
+        )  # fmt: skip
     if interrupts.code:
         raise typer.Exit(interrupts.code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,6 +154,29 @@ class DetailOptions:
     def detail(self) -> Detail:
         """Return what the family is asked for."""
         return Detail(self.max_pixels, self.tokens_per_frame)
+
+
+@dataclass(frozen=True)
+class FocusOptions:
+    """What the cache looks out for before it is asked."""
+
+    focus: Annotated[
+        list[str],
+        option(
+            "--focus",
+            help="What matters, such as 'people at the door'; repeatable. [default: questions that are known beforehand]",
+            panel=MEMORY,
+        ),
+    ] = field(default_factory=list)
+    no_focus: Annotated[
+        bool, option("--no-focus", help="Keep what the stream itself looks at, until something is asked.", panel=MEMORY)
+    ] = False
+
+    def of(self, known: Sequence[str]) -> dict[str, Any]:
+        """Return fields of the request, for a run in which the questions `known` will be asked. Raises UsageError."""
+        if self.focus and self.no_focus:
+            raise UsageError("--focus and --no-focus contradict each other", "one of them")
+        return {"focus": self.focus, "known": [] if self.no_focus else list(dict.fromkeys(known))}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from edgemllm.cache.focus import ROWS
+from edgemllm.cache.scratch import Scratch
 from edgemllm.cache.size import CacheSpec
 from edgemllm.choices import DEFAULT_POLICY
 from edgemllm.device.memory import Memory, human_bytes
@@ -54,6 +56,12 @@ class Case:
     def fixed_bytes(self) -> int:
         """Return the bytes of the cache that do not depend on the budget."""
         return self.shape.fixed_bytes(self.policy, self.chunk)
+
+    @property
+    def scratch(self) -> Scratch:
+        """What the policy needs for a moment, besides its cache."""
+        scratch = self.policy.scratch
+        return replace(scratch, window=max(scratch.window, ROWS)) if self.shape.focus else scratch
 
     @property
     def limited(self) -> bool:
@@ -120,7 +128,7 @@ class Case:
 
     def _left(self) -> int:
         """Return the tokens per layer for which memory is left; each takes cache and prefill scratch."""
-        fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.policy.scratch)
+        fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.scratch)
         taken = fixed + self.fixed_bytes + self.profile.margin
         taken += self.spec.weights_bytes(self.quant, self.dtype)
         taken += vision_bytes(self.spec.vision, self.spec.hidden, self.dtype, self.frames)

@@ -65,7 +65,7 @@ class Plan:
         spec, quant, dtype = case.spec, case.quant, case.dtype
         weights, kv, margin = spec.weights_bytes(quant, dtype), case.kv_bytes(tokens), case.profile.margin
         vision = vision_bytes(spec.vision, spec.hidden, dtype, case.frames)
-        activation = activation_bytes(spec, quant, dtype, case.chunk, tokens, case.policy.scratch)
+        activation = activation_bytes(spec, quant, dtype, case.chunk, tokens, case.scratch)
         total = weights + vision + activation + kv + margin
         return cls(
             fits=total <= case.memory.free_bytes,

@@ -16,10 +16,10 @@ has not yet looked at, but would be moved by. Prose needs it; facts need the sco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from edgemllm.lazy import Tensor, torch
-from edgemllm.policies.base import ALL, CachePolicy, Share
+from edgemllm.policies.base import ALL, CachePolicy, Range, Share
 
 if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer
@@ -47,6 +47,9 @@ class Edge(CachePolicy):
     sinks: int = 0
     """First tokens of the stream that are never evicted."""
 
+    span: Annotated[int, Range(1, odd=True)] = 1
+    """Neighbours among which the best score counts for all, odd: a look at one token keeps the words around it."""
+
     novelty: float = 1.0
     """Exponent of the novelty; 0 leaves memory alone."""
 
@@ -73,7 +76,8 @@ class Edge(CachePolicy):
     def score(self, layer: CacheLayer) -> Tensor:
         self._update_twins(layer)
         memory = layer.buffer("memory").mul_(self.decay)
-        return memory * (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
+        score = memory * (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
+        return torch.nn.functional.max_pool1d(score, self.span, 1, self.span // 2) if self.span > 1 else score
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
         largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))

@@ -16,8 +16,9 @@ are renumbered. `slack` matters only while a stream overflows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from edgemllm.cache.focus import focus_attention
 from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import Count, OneShot, Range
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SnapKV(OneShot):
     """Observation window + pooled attention."""
+
+    takes_focus: ClassVar[bool] = True
 
     window: Count = 32
     """Observation window: last queries of the prompt, always kept (released default 32)."""
@@ -46,9 +49,12 @@ class SnapKV(OneShot):
         return self.window + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        attention = layer.window_attention()
-        past = layer.length - attention.shape[2]
-        score = attention.sum(2)
+        if layer.focus is not None:
+            score, window = focus_attention(layer), min(self.window, layer.length)
+        else:
+            attention = layer.window_attention()
+            score, window = attention.sum(2), attention.shape[2]
+        past = layer.length - window
         if past > 0:
             functional = torch.nn.functional
             pool = functional.avg_pool1d if self.pooling == "avg" else functional.max_pool1d

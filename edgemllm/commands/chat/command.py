@@ -34,6 +34,7 @@ def chat(
     clip: options.ClipOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
+    focus: options.FocusOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     display: Display,
@@ -51,7 +52,8 @@ def chat(
     said = _subtitles(words.subtitles, sources)
     documents = [document(text) for text in words.text]
     detail = size.detail()
-    request = run.request(system=reply.system, detail=detail)
+    shown = [*videos, *images, *words.text]
+    request = run.request(system=reply.system, detail=detail, **focus.of(questions if shown else ()))
     launch = prepare(request, lambda config: _input_tokens(config, sources, images, documents, questions, detail))
     if dry_run:
         stop_after(launch, output.either)

@@ -44,6 +44,7 @@ def stream(
     feed: FeedOptions,
     kept: SessionOptions,
     run: options.RequestOptions,
+    focus: options.FocusOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     subtitles: SubtitleOptions,
@@ -67,7 +68,8 @@ def stream(
             _check_times(schedule, watched)
         said = _said(feed.subtitles, watched)
         detail = size.detail()
-        request = run.request(system=reply.system, detail=detail)
+        known = [question for when in (schedule, by_line) for question in when.questions]
+        request = run.request(system=reply.system, detail=detail, **focus.of(known))
         if request.kv_budget == "auto" and state.get("kv_budget"):
             request = dataclasses.replace(request, kv_budget=str(state["kv_budget"]))
         launch = prepare(request, lambda config: _input_tokens(config, watched, schedule, detail))

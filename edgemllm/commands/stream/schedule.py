@@ -66,6 +66,11 @@ class Schedule:
         return by_clock, by_line
 
     @property
+    def questions(self) -> list[str]:
+        """Return every question, of any time."""
+        return [*(question for question, _ in self.standing), *(question for _, question in self.timed), *self.final]
+
+    @property
     def next(self) -> float:
         """Return when the next question is due; infinity where none is."""
         times = [self._next_of(every) for _, every in self.standing]
