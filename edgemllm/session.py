@@ -251,13 +251,16 @@ class Session:
         self.meter.text_tokens += len(tokens)
 
     @torch.inference_mode()
-    def ask(self, question: str, sampling: Sampling = GREEDY) -> Iterator[str]:
-        """Answer a question about everything seen so far, piece by piece; nothing is asked before the first is taken."""
+    def ask(self, question: str, sampling: Sampling = GREEDY, beginning: str = "") -> Iterator[str]:
+        """Answer a question about everything seen so far, piece by piece; nothing is asked before the first is taken.
+
+        `beginning`: words that the answer begins with, which are not given out.
+        """
         self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]
         self.cache.begin_prompt()
-        logits = self.feed(self._text(before + question + after))
+        logits = self.feed(self._text(before + question + after + beginning))
         self.first, self.media = False, []
         self.policy.after_prefill(self.cache.managed)
         yield from self._generate(logits, sampling)

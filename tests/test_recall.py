@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -16,7 +17,12 @@ from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
 from edgemllm.commands.recall import slides
-from edgemllm.commands.recall.needles import HOLD, RECENT, Haystack, places, slide_haystack, text_haystack
+from edgemllm.commands.recall.calibration import FIRST_SEED, STREAMS, calibrate
+from edgemllm.commands.recall.forms import FORMS, begins_with, statements
+from edgemllm.commands.recall.haystacks import Haystacks
+from edgemllm.commands.recall.lecture import HOLD, slide_haystack
+from edgemllm.commands.recall.needles import RECENT, Haystack, hide, places
+from edgemllm.commands.recall.prose import Book, MadeUp
 from edgemllm.commands.recall.run import SHORT, Answers, Stream, at_the_end, branch, in_rounds
 from edgemllm.commands.recall.score import Score, Tally, paired
 from edgemllm.errors import UsageError
@@ -66,10 +72,69 @@ def test_a_haystack_shows_what_it_asks_for(diverse: bool) -> None:
     assert len({needle.question for needle in found.needles} | set(found.unseen)) == 6 + len(found.unseen)
     again, other = slide_haystack(3, 60, 6, diverse), slide_haystack(4, 60, 6, diverse)
     assert again.needles == found.needles != other.needles
-    told = text_haystack(3, 60, 6, diverse)
-    assert [told.items[needle.first] for needle in told.needles] == [f"{n.question} {n.answer}." for n in told.needles]
-    fillers = {item for number, item in enumerate(told.items) if number not in {n.first for n in told.needles}}
-    assert (len(fillers) > 8) == diverse
+
+
+@pytest.mark.parametrize("kind", ["diverse", "static"])
+def test_codes_lie_between_sentences_of_prose(kind: str) -> None:
+    told = statements(["text"], 6, np.random.default_rng(3))
+    found = hide(told, MadeUp().sentences(3, kind), 600, lambda words: len(words.split()), 3)
+    assert [found.items[needle.first] for needle in found.needles] == [f"{n.question} {n.answer}." for n in found.needles]
+    assert len("".join(found.items).split()) in range(600, 610)
+    fillers = {item for number, item in enumerate(found.items) if number not in {n.first for n in found.needles}}
+    assert (len(fillers) > 8) == (kind == "diverse")
+
+
+def test_the_last_fact_of_a_text_is_recent_however_long_sentences_are() -> None:
+    told = statements(["date"], 4, np.random.default_rng(3))
+    for words, after in ((60, 1), (9, 6), (500, 0)):
+        found = hide(told, itertools.repeat(" word" * words), 4000, lambda text: len(text.split()), 3)
+        assert len(found.items) - 1 - found.needles[-1].last == after
+        assert found.recent == after + 2
+
+
+@pytest.mark.parametrize("names", [[name] for name in FORMS] + [list(FORMS), ["text"]])
+def test_ten_facts_of_a_stream_are_about_different_things(names: list[str]) -> None:
+    told = statements(names, 10, np.random.default_rng(1))
+    assert len({each.question for each in told}) == 10
+    assert {each.form for each in told} == set(names)
+    for each in told:
+        rest = [other for other in told if other is not each]
+        assert each.answer in each.words
+        assert not any(each.question in other.words for other in rest)
+        if each.beginning:
+            assert f" {each.beginning} {each.answer}" in each.words or each.form == "city"
+            assert not any(begins_with(f" {other.answer}.", each.answer) for other in rest)
+    assert told != statements(names, 10, np.random.default_rng(2))
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "right"),
+    [
+        (" the Clock  Tower, which is old.", "the clock tower", True),
+        (" clock tower.", "the clock tower", True),
+        (" March 14th. Then", "March 14", True),
+        (" 71,432.", "71432", True),
+        (" 714321", "71432", False),
+        (" March 1", "March 14", False),
+        (" not the clock tower", "the clock tower", False),
+        ("", "Oslo", False),
+    ],
+)
+def test_an_answer_is_right_by_its_first_words(said: str, wanted: str, right: bool) -> None:
+    assert begins_with(said, wanted) == right
+
+
+def test_a_book_is_cut_after_sentences_and_begins_elsewhere_for_every_seed(tmp_path: Path) -> None:
+    text = "Mr. Dale came. He sat; \u201cwell,\u201d he said.\nShe stood up!  (Why not?) A. B. Dean left\n\nThe end"
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    book = Book(str(tmp_path / "book.txt"))
+    assert "".join(book.all) == text
+    assert [each.strip()[:5] for each in book.all] == ["Mr. D", "He sa", "She s", "A. B.", "The e"]
+    starts = {next(book.sentences(seed, "haystack")) for seed in range(40)}
+    assert starts == set(book.all)
+    assert sorted(book.sentences(5, "haystack")) == sorted(book.all)
+    (tmp_path / "log.txt").write_text("x" * 2500 + "\n" + "word " * 500)
+    assert max(map(len, Book(str(tmp_path / "log.txt")).all)) <= 1010
 
 
 def test_the_oracle_holds_the_facts_and_the_window_only_the_last(stream: Stream) -> None:
@@ -185,16 +250,96 @@ def test_events_tell_seconds_since_the_start() -> None:
     assert 0 <= events[0]["t"] <= events[1]["t"] < 120
 
 
-def test_text_needles_for_any_other_model(tmp_path: Path) -> None:
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
     llama().model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    arguments = f"--model {tmp_path} --tokens 600 --facts 3 --streams 1 --kv-budget 64 --policy oracle,window --json".split()
+    return tmp_path
+
+
+def test_codes_for_a_model_that_cannot_chat(tiny_model: Path) -> None:
+    bare = tokenizer()
+    bare.chat_template = None
+    bare.save_pretrained(tiny_model)
+    (tiny_model / "chat_template.jinja").unlink(missing_ok=True)
+    arguments = f"--model {tiny_model} --tokens 600 --facts 3 --streams 1 --kv-budget 64 --policy oracle,window --json".split()
     found = json.loads(command(*arguments).stdout)
-    assert found["needles"] == "text"
+    assert (found["needles"], found["forms"], found["full_share"]) == ("text", [], None)
     oracle, window = (next(run for run in found["runs"] if run["policy"] == name) for name in ("oracle", "window"))
     assert oracle["held"] > window["held"]
-    refused = command("--model", tmp_path, "--tokens", "600", "--needles", "slides", "--policy", "window", code=2)
+    assert [run["questions"] for run in found["runs"]] == [3] * len(found["runs"])
+    dates = json.loads(command(*arguments, "--needles", "date", "--between", "static", "--tokens", "900").stdout)
+    assert (dates["needles"], dates["forms"]) == ("date", ["date"])
+    refused = command("--model", tiny_model, "--tokens", "600", "--needles", "slides", "--policy", "window", code=2)
     assert "takes no video" in refused.stderr
+
+
+def test_the_forms_are_chosen_by_what_the_full_cache_answers_and_it_says_so(tiny_model: Path) -> None:
+    (tiny_model / "book.txt").write_text("".join(f"Line {number} tells nothing new. " for number in range(900)))
+    arguments = ["--model", tiny_model, "--tokens", "1500", "--facts", "2", "--streams", "1", "--kv-budget", "200"]
+    more = ["--policy", "full,window", "--haystack", tiny_model / "book.txt", "--protocol", "both", "--json"]
+    done = CliRunner().invoke(app, ["recall", *map(str, [*arguments, *more])], env={"EDGEMLLM_POLICY": None})
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (len(found["forms"]), found["full_share"]) == (1, 0.0), "a random model answers nothing"
+    assert found["needles"] == found["forms"][0]
+    assert "no form of needles reaches 80%" in done.stderr
+    assert {(run["between"], run["protocol"]) for run in found["runs"]} == {("haystack", "end"), ("haystack", "rounds")}
+    full = found["runs"][0]
+    assert (full["questions"], full["held"]) == (2, 1.0)
+    assert 1400 < full["kv"]["seen_tokens"] < 1700
+    short = command(*arguments, "--haystack", tiny_model / "book.txt", "--tokens", "90k", "--needles", "date", code=2)
+    assert "the prose ends" in short.stderr
+
+
+@pytest.mark.parametrize("protocol", [at_the_end, in_rounds])
+@pytest.mark.parametrize("needles", ["text", "date", "slides"])
+def test_a_stop_ends_a_stream_at_the_next_chunk(needles: str, protocol: Any) -> None:
+    session = launch("window", "64").open()
+    stream = Haystacks(session.family, MadeUp(), 600).stream([needles], "diverse", 1, 3)
+    read = session.passes
+    session.passes = lambda chunk: (session.stop() or part for part in read(chunk))  # type: ignore[method-assign]
+    assert protocol(session, stream).right == []
+    assert session.cache.seen < 100
+
+
+def test_forms_that_the_full_cache_does_not_know_are_dropped() -> None:
+    tried: list[tuple[tuple[str, ...], int]] = []
+
+    def answers(known: dict[str, bool]) -> Any:
+        def ask(forms: tuple[str, ...], seed: int) -> list[tuple[str, bool]]:
+            tried.append((forms, seed))
+            return [(form, known.get(form, False)) for form in forms]
+
+        return ask
+
+    found = calibrate(answers({"date": True, "name": True}))
+    assert (found.forms, found.share) == (("date", "name"), 1.0)
+    assert [forms for forms, _ in tried] == [tuple(FORMS)] * STREAMS + [("date", "name")] * STREAMS
+    assert min(seed for _, seed in tried) == FIRST_SEED
+    assert calibrate(answers(dict.fromkeys(FORMS, True))).forms == tuple(FORMS)
+    assert calibrate(answers({})).share == 0
+    assert calibrate(lambda forms, seed: []).asked == 0, "a signal came"
+
+
+def test_needles_are_asked_about_in_the_chat_after_the_whole_stream(monkeypatch: Any) -> None:
+    tiny = launch("full", "600").open().family
+    read: list[str] = []
+    whole = tiny.tokenizer
+    stream = Haystacks(tiny, MadeUp(), 700).stream(["place"], "diverse", 1, 3)
+    feed = tiny.text
+    monkeypatch.setattr(tiny, "text", lambda ids, offset: read.append(whole.decode(list(ids))) or feed(ids, offset))
+    session = launch("full", "2000").open(family=tiny)
+    answers = at_the_end(session, stream)
+    needle = stream.haystack.needles[0]
+    before, after = session.format.turn(["text"], True)[1:]
+    assert "".join(read).startswith(session.format.turn(["text"], True)[0] + "".join(stream.haystack.items))
+    assert any(each == before + needle.question + after + needle.beginning for each in read)
+    assert len(answers.right) == 3
+    assert answers.held == 1.0
+    rounds = launch("full", "2000").open(family=tiny)
+    assert len(in_rounds(rounds, stream).right) >= 3
+    assert "".join(read).count(after + needle.beginning) > 1
 
 
 MISTAKES: dict[str, tuple[int, str, list[str]]] = {
@@ -206,6 +351,11 @@ MISTAKES: dict[str, tuple[int, str, list[str]]] = {
     "unknown footage": (2, "--between dull", ["--between", "dull"]),
     "unknown protocol": (2, "--protocol never", ["--protocol", "never"]),
     "unknown needles": (2, "--needles pins", ["--needles", "pins"]),
+    "codes with forms": (2, "--needles text,date", ["--needles", "text,date"]),
+    "more needles than subjects": (2, "no more than 12", ["--facts", "13", "--needles", "date", "--tokens", "9k"]),
+    "no haystack": (3, "no text gone.txt", ["--haystack", "gone.txt"]),
+    "slides in prose": (2, "--haystack is prose", ["--haystack", "gone.txt", "--needles", "slides"]),
+    "footage in a haystack": (2, "the haystack is what lies between", ["--haystack", "x.txt", "--between", "static"]),
     "a stranger": (2, "--against h2o", ["--policy", "window", "--against", "h2o"]),
     "unknown policy": (2, "did you mean 'window'", ["--policy", "windw"]),
     "budget": (4, "at least", ["--kv-budget", "3", "--policy", "inf-mllm"]),

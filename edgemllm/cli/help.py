@@ -28,7 +28,10 @@ EXAMPLES = {
         "--text book.txt --policy inf-mllm,window --kv-budget 1024 --plot run.png",
         "--text - --tokens 4M < book.txt",
     ),
-    "recall": ("--policy full,inf-mllm,window --kv-budget 5%,10% --plot recall.png", "--tokens 3k --streams 10 --policy edge"),
+    "recall": (
+        "--policy full,inf-mllm,window --kv-budget 5%,10% --plot recall.png",
+        "-m qwen2.5-vl-3b --haystack book.txt --policy full,edge",
+    ),
     "inspect": ('--video clip.mp4 --policy inf-mllm,window "What is there?"', "--text page.txt --layer 0 -o pictures"),
     "bench": ("--policy full,inf-mllm --context 2k,32k --kv-budget 2048", "-m random:qwen2.5-vl-3b --repeat 3 -o csv"),
     "plan": ("-m qwen2.5-vl-7b --profile orin-nano-8gb", "-m qwen2.5-vl-3b --profile all"),

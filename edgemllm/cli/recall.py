@@ -30,6 +30,9 @@ def recall(
     policies oracle (knows what will be asked) and random show what is possible and what is luck. --kv-budget takes a
     list, 5%,10%,15%. The policy full keeps everything, without a budget: the reference that shows what the model cannot
     do from what a policy lost.
+
+    Text models are asked about dates, places and the like in real prose: --haystack book.txt. --needles auto tries which of
+    them the model answers with the full cache, and says so.
     """
     from edgemllm.commands.recall import command
 

@@ -13,7 +13,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from edgemllm.commands.recall import slides
-from edgemllm.commands.recall.needles import slide_haystack
+from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import SHORT, Stream, branch
 from edgemllm.commands.recall.score import Tally, paired
 from edgemllm.errors import EdgeError

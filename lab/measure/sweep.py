@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from edgemllm.commands.recall.needles import slide_haystack
+from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import PROTOCOLS, Stream
 from edgemllm.commands.recall.score import Score, paired
 from edgemllm.errors import EdgeError

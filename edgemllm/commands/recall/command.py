@@ -14,14 +14,16 @@ from edgemllm.commands import figures, options
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.lineup import check_fit, line_up
-from edgemllm.commands.recall.needles import slide_haystack, text_haystack
-from edgemllm.commands.recall.options import StreamOptions
+from edgemllm.commands.recall.calibration import Calibration, calibrate
+from edgemllm.commands.recall.haystacks import Haystacks
+from edgemllm.commands.recall.options import AUTO, FORMS, StreamOptions
+from edgemllm.commands.recall.prose import Book, MadeUp, Prose
 from edgemllm.commands.recall.report import plot as draw
 from edgemllm.commands.recall.report import table
-from edgemllm.commands.recall.run import PROTOCOLS, Stream
+from edgemllm.commands.recall.run import PROTOCOLS, Stream, at_the_end, has_chat
 from edgemllm.commands.recall.score import Score, paired
 from edgemllm.errors import UsageError
-from edgemllm.launch import Launch, out_of_memory
+from edgemllm.launch import Launch, out_of_memory, prepare
 from edgemllm.screen import Display
 from edgemllm.units import parse_count
 
@@ -43,11 +45,12 @@ def recall(
     names = run.policies
     if against is not None and against not in names:
         raise UsageError(f"--against {against} is not among the policies", f"one of {', '.join(names)}")
+    prose = MadeUp() if streams.haystack is None else Book(streams.haystack)
     launches = _launches(run, names, length)
     check_fit(launches)
     events = output.events("recall")
     work = Recall(
-        display, launches, kinds, protocols, needles, length, streams.facts, streams.streams, streams.seed,
+        display, launches, kinds, protocols, needles, prose, length, streams.facts, streams.streams, streams.seed,
         against or names[0], events,
     )  # fmt: skip
     work.go()
@@ -80,7 +83,9 @@ class Recall:
     launches: list[Launch]
     kinds: tuple[str, ...]
     protocols: tuple[str, ...]
-    needles: str
+    needles: tuple[str, ...]
+    """What states the facts; AUTO until the model is loaded."""
+    prose: Prose
     length: int
     facts: int
     streams: int
@@ -90,6 +95,7 @@ class Recall:
     scores: dict[tuple[str, str, int], Score] = field(default_factory=dict)
     """By footage, protocol and the launch's number."""
     kv: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    calibration: Calibration | None = None
     code: int = 0
     done: int = 0
 
@@ -98,9 +104,14 @@ class Recall:
         with Interrupts() as self.interrupts:
             session = self.launches[0].open()
             self.family = session.family
+            self.haystacks = Haystacks(self.family, self.prose, self.length)
+            if self.needles == AUTO:
+                self._choose()
             for kind in self.kinds:
                 for number in range(self.seed, self.seed + self.streams):
-                    stream = self._stream(kind, number)
+                    if self.interrupts.asked():
+                        break
+                    stream = self.haystacks.stream(self.needles, kind, number, self.facts)
                     for protocol in self.protocols:
                         for place in range(len(self.launches)):
                             if self.interrupts.asked():
@@ -115,9 +126,13 @@ class Recall:
         """Return what all runs have in common."""
         described = self.launches[0].describe()
         del described["policy"]
+        tried = self.calibration
         return {
-            **described, "needles": self.needles, "stream_tokens": self.length, "facts": self.facts, "streams": self.streams,
-            "seed": self.seed, "chunk": self.launches[0].chunk, "against": self.against,
+            **described, "needles": self.needles[0] if len(self.needles) == 1 else "mixed",
+            "forms": [name for name in self.needles if name in FORMS],
+            "full_share": tried.share if tried and tried.asked else None,
+            "stream_tokens": self.length, "facts": self.facts, "streams": self.streams, "seed": self.seed,
+            "chunk": self.launches[0].chunk, "against": self.against,
         }  # fmt: skip
 
     def runs(self) -> list[dict[str, Any]]:
@@ -183,13 +198,32 @@ class Recall:
     def _planned(self) -> int:
         return len(self.kinds) * len(self.protocols) * self.streams * len(self.launches)
 
-    def _stream(self, kind: str, seed: int) -> Stream:
-        if self.needles == "slides":
-            each = self.family.sizes(self.family.model.config).frame_tokens
-            if not each:
-                raise UsageError(f"{self.launches[0].request.model} takes no video", "--needles text")
-            return Stream(self.family, slide_haystack(seed, max(24, self.length // each), self.facts, kind == "diverse"))
-        # Sentences are about as long as one another: a first haystack shows how many make the length.
-        probe = text_haystack(seed, 64, 2, kind == "diverse").items
-        average = len(self.family.tokenize("".join(probe))) / len(probe)
-        return Stream(self.family, text_haystack(seed, max(24, round(self.length / average)), self.facts, kind == "diverse"))
+    def _choose(self) -> None:
+        """Choose the needles: codes for a model without a chat, otherwise the forms that it answers with the full cache."""
+        self.needles = ("text",)
+        if not has_chat(self.family):
+            return
+        first = self.launches[0]
+        request = dataclasses.replace(first.request, policy="full", kv_budget="auto", settings=())
+        full = prepare(request, lambda _: self.length, first.checkpoint)
+        if not full.plan.fits:
+            self.needles = FORMS
+            self.display.say(f"full does not fit at {self.length:,} tokens, so nobody knows which needles this model answers")
+            return
+        self.calibration = calibrate(lambda forms, seed: self._calibrate(full, forms, seed))
+        self.needles = self.calibration.forms
+        if not self.interrupts.asked():
+            self.display.say(self.calibration.line(self.length))
+
+    def _calibrate(self, full: Launch, forms: Sequence[str], seed: int) -> list[tuple[str, bool]]:
+        """Ask about one stream with the full cache; at least one needle of each form."""
+        if self.interrupts.asked():
+            return []
+        stream = self.haystacks.stream(forms, self.kinds[-1], seed, max(self.facts, len(forms)))
+        session = self.interrupts.session = full.open(family=self.family)
+        self.display.update(lambda: f"trying needles with the full cache: {', '.join(forms)}")
+        with out_of_memory():
+            answers = at_the_end(session, stream)
+        if self.interrupts.asked():
+            return []  # half a stream counts for nobody
+        return [(needle.form, right) for needle, right in zip(stream.haystack.needles, answers.right, strict=True)]

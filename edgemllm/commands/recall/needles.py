@@ -1,40 +1,30 @@
-"""Needles in a haystack: long streams with facts at known places between footage or prose, and the questions about them."""
+"""Needles in a haystack: a long stream with facts at known places, and the questions about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from edgemllm.commands.recall import slides
 from edgemllm.errors import UsageError
-from edgemllm.media.frame import Frame
 
-HOLD = 3
-"""Frames for which a slide is shown."""
 RECENT = 8
-"""The newest needle ends within this many items of the end."""
-HEIGHT, WIDTH = 90, 160
+"""The newest needle ends within this many items of the end, or fewer."""
+RECENT_TOKENS = 64
+"""What follows the newest needle of a text, at most: sentences of books are long."""
 
-OWNERS = (
-    "baker",
-    "captain",
-    "doctor",
-    "farmer",
-    "gardener",
-    "judge",
-    "miller",
-    "nurse",
-    "painter",
-    "sailor",
-    "tailor",
-    "widow",
-)
-THINGS = ("box", "door", "locker", "room", "safe", "ticket")
-PLACES = ("at the window", "by the old bridge", "in the garden", "near the harbour", "on the stairs", "under the lamp")
-DOINGS = ("read a letter", "spoke of the weather", "waited for the coach", "looked for a key", "told a long story", "sat down")
+
+@dataclass(frozen=True)
+class Statement:
+    """A fact in words, and how one asks for it."""
+
+    words: str
+    question: str
+    answer: str
+    beginning: str = ""
+    """What the answer begins with, given to the model; empty: the question itself is a sentence to complete."""
+    form: str = "text"
 
 
 @dataclass(frozen=True)
@@ -45,11 +35,13 @@ class Needle:
     last: int
     question: str
     answer: str
+    beginning: str = ""
+    form: str = "slides"
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """Items are frames at one a second, or sentences."""
+    """Items are frames at one a second, or sentences, each with the space before it."""
 
     items: Sequence[Any]
     needles: Sequence[Needle]
@@ -57,66 +49,48 @@ class Haystack:
     unseen: Sequence[str]
     """Questions about facts that were never shown."""
     seed: int
+    recent: int = RECENT
+    """A needle is recent within this many items of the end."""
 
 
-def places(length: int, count: int, hold: int) -> list[int]:
-    """Return the first items of `count` needles of `hold` items each: evenly spread, the last one within RECENT of the end.
+def places(length: int, count: int, hold: int, recent: int = RECENT) -> list[int]:
+    """Return the first items of `count` needles of `hold` items each: evenly spread, the last one within `recent` of the end.
 
     Raises UsageError where they would lie on one another.
     """
-    end = length - RECENT
+    end = length - recent
     most = (end - 2 * hold) // hold + 1
     if count > most:
-        raise UsageError(
-            f"{count} facts do not fit into a stream of {length} items", f"--facts {most} at most, or more --tokens"
-        )
-    return [round(i * (end - 2 * hold) / max(count - 1, 1)) for i in range(count - 1)] + [length - RECENT + 1]
+        fewer = f"--facts {most} at most, or " if most > 1 else ""
+        raise UsageError(f"{count} facts do not fit into a stream of {length} items", f"{fewer}more --tokens")
+    return [round(i * (end - 2 * hold) / max(count - 1, 1)) for i in range(count - 1)] + [length - recent + 1]
 
 
-def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_vain: int = 2) -> Haystack:
-    """Return slides between drawn footage: `diverse` changes with every frame, otherwise scenes last for many frames."""
-    rng = np.random.default_rng([seed, frames, count, diverse])
-    _check(count, len(slides.KINDS) - asked_in_vain, "slides")
-    kinds = [slides.KINDS[int(k)] for k in rng.permutation(len(slides.KINDS))]
-    facts = [slides.Fact(kind, int(rng.integers(10))) for kind in kinds[:count]]
-    images = _footage(rng, frames, diverse)
-    needles = []
-    for fact, first in zip(facts, places(frames, count, HOLD), strict=True):
-        images[first : first + HOLD] = [slides.draw(fact, HEIGHT, WIDTH, rng)] * HOLD
-        needles.append(Needle(first, first + HOLD - 1, slides.ask("number", fact.kind), str(fact.digit)))
-    items = [Frame(image, float(second), second) for second, image in enumerate(images)]
-    return Haystack(items, needles, [slides.ask("number", kind) for kind in kinds[count : count + asked_in_vain]], seed)
-
-
-def _check(count: int, most: int, what: str) -> None:
+def check_count(count: int, most: int, what: str) -> None:
+    """Raise UsageError where a stream would need more different facts than there are."""
     if count > most:
         raise UsageError(f"--facts {count}: there are no more than {most} different {what}", f"--facts {most}")
 
 
-def _footage(rng: np.random.Generator, frames: int, diverse: bool) -> list[slides.Frame]:
-    images: list[slides.Frame] = []
-    while len(images) < frames:
-        images += slides.footage(rng, 1 if diverse else int(rng.integers(6, 40)), HEIGHT, WIDTH)
-    return images[:frames]
+def hide(statements: Sequence[Statement], prose: Iterator[str], tokens: int, size: Callable[[str], int], seed: int) -> Haystack:
+    """Return about `tokens` tokens (as `size` counts them) of prose with the statements between its sentences.
 
-
-def text_haystack(seed: int, sentences: int, count: int, diverse: bool) -> Haystack:
-    """Return codes between sentences of plain prose; without `diverse` the prose repeats itself."""
-    rng = np.random.default_rng([seed, sentences, count, diverse, 1])
-    prose = _prose(rng)
-    few = [next(prose) for _ in range(8)]
-    items = [next(prose) if diverse else few[i % len(few)] for i in range(sentences)]
-    subjects = [f"The code of the {owner}'s {thing} is" for owner in OWNERS for thing in THINGS]
-    _check(count, len(subjects), "codes")
+    Raises UsageError where the prose ends before.
+    """
+    room = tokens - sum(size(each.words) for each in statements)
+    items: list[str] = []
+    while room > 0:
+        sentence = next(prose, None)
+        if sentence is None:
+            raise UsageError(
+                f"the prose ends {room} tokens before the {tokens} of a stream", "a longer --haystack, or fewer --tokens"
+            )
+        items.append(sentence)
+        room -= size(sentence)
+    after = itertools.takewhile(lambda told: told <= RECENT_TOKENS, itertools.accumulate(map(size, reversed(items))))
+    recent = min(RECENT, 2 + len(list(after)))
     needles = []
-    for subject, first in zip(rng.permutation(subjects)[:count], places(sentences, count, 1), strict=True):
-        code = str(int(rng.integers(10)))
-        items[first] = f" {subject} {code}."
-        needles.append(Needle(first, first, f" {subject}", code))
-    return Haystack(items, needles, (), seed)
-
-
-def _prose(rng: np.random.Generator) -> Iterator[str]:
-    while True:
-        owner, doing, place = (words[int(rng.integers(len(words)))] for words in (OWNERS, DOINGS, PLACES))
-        yield f" The {owner} {doing} {place}."
+    for each, first in zip(statements, places(len(items) + len(statements), len(statements), 1, recent), strict=True):
+        items.insert(first, each.words)
+        needles.append(Needle(first, first, each.question, each.answer, each.beginning, each.form))
+    return Haystack(items, needles, (), seed, recent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from torch import Tensor
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
 from edgemllm.commands.recall import slides
-from edgemllm.commands.recall.needles import RECENT, Haystack, Needle
+from edgemllm.commands.recall.forms import begins_with
+from edgemllm.commands.recall.needles import Haystack, Needle
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.chat import Sampling
@@ -24,6 +26,8 @@ from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.session import Session
 
 SHORT = Sampling(max_tokens=6)
+SENTENCE = Sampling(max_tokens=12)
+CODE = Sampling(max_tokens=3)
 ROUNDS = 4
 """In the protocol `rounds`, questions come after every such part of the stream."""
 PER_ROUND = 3
@@ -49,21 +53,30 @@ class Stream:
     def __init__(self, family: ModelFamily, haystack: Haystack) -> None:
         self.family, self.haystack = family, haystack
         self.frames = isinstance(haystack.items[0], Frame)
+        self.chat = self.frames or (bool(haystack.needles[0].beginning) and has_chat(family))
+        """Whether questions are asked in a chat; otherwise the model completes them as text."""
         self.recorded: dict[int, Chunk] = {}
+        self.tokens = [] if self.frames else [family.tokenize(item) for item in haystack.items]
 
     def begin(self, session: Session, record: bool) -> None:
-        """Open a video where none is open; what the tower makes of it is kept where `record` says that it will recur."""
+        """Open a video or document where none is open; what the tower makes of frames is kept where `record` says so:
+        where it will recur.
+        """
         if self.frames and session.clip is None:
             clip = session.begin(1.0)
             session.clip = Recorder(clip, self.recorded) if record else clip
+        elif self.chat and not self.frames and session.context is None:
+            session.read_on("", begin=True)
 
     def show(self, session: Session, first: int, last: int) -> None:
         """Show items first to last (excluded)."""
-        items = self.haystack.items[first:last]
         if not self.frames:
-            for item in items:
-                session.feed(self.family.text(self.family.tokenize(item), session.position))
+            tokens = list(itertools.chain.from_iterable(self.tokens[first:last]))
+            for start in range(0, len(tokens), session.chunk):
+                if not session.stopped:
+                    session.feed(self.family.text(tokens[start : start + session.chunk], session.position))
             return
+        items = self.haystack.items[first:last]
         for start in range(0, len(items), FRAMES_AT_ONCE):
             session.see(items[start : start + FRAMES_AT_ONCE])
 
@@ -160,47 +173,88 @@ class _Walk:
         self.shown = self.stated = 0
         self.ends: dict[int, int] = {}
         """Tokens seen when an item was in."""
+        self.over = False
         session.on_step = self._step
 
     def _step(self, session: Session) -> None:
         self.marks.mark(session)
         self.answers.peak = max(self.answers.peak, *(layer.length for layer in session.cache.managed))
 
+    def _stopped(self) -> bool:
+        """Return whether a signal came: the rest is not shown, and nothing is asked. A question makes a session forget it."""
+        self.over = self.over or self.session.stopped
+        return self.over
+
     def on(self, end: int) -> None:
         """Show the stream up to item `end`."""
-        session = self.session
-        while self.shown < end:
-            last = min(self.shown + (FRAMES_AT_ONCE if self.stream.frames else 1), end)
-            self.stream.begin(session, self.record)
-            before, place = session.cache.seen, session.position
-            facts = sum(self.stream.is_fact(item) for item in range(self.shown, last))
-            if facts and not self.stream.frames:
-                self.marks.spans.append((place, place + len(session.family.tokenize(self.stream.haystack.items[self.shown]))))
-            self.stream.show(session, self.shown, last)
-            count = session.cache.seen - before
-            for item in range(self.shown, last):
-                self.ends[item] = before + count * (item + 1 - self.shown) // (last - self.shown)
-            self.stated += count * facts // (last - self.shown)
-            self.shown = last
+        while self.shown < end and not self._stopped():
+            self.stream.begin(self.session, self.record)
+            if self.stream.frames:
+                self._watch(min(self.shown + FRAMES_AT_ONCE, end))
+            else:
+                self._read(end)
+
+    def _watch(self, last: int) -> None:
+        """Show frames; each takes as many tokens as the others of its batch."""
+        before, count = self.session.cache.seen, last - self.shown
+        self.stream.show(self.session, self.shown, last)
+        tokens = self.session.cache.seen - before
+        for item in range(self.shown, last):
+            self.ends[item] = before + tokens * (item + 1 - self.shown) // count
+            self.stated += self.stream.is_fact(item) * tokens // count
+        self.shown = last
+
+    def _read(self, last: int) -> None:
+        """Show sentences, as many at once as a chunk takes."""
+        seen, position, done = self.session.cache.seen, self.session.position, 0
+        for item in range(self.shown, last):
+            size = len(self.stream.tokens[item])
+            if self.stream.is_fact(item):
+                self.marks.spans.append((position + done, position + done + size))
+                self.stated += size
+            done += size
+            self.ends[item] = seen + done
+        self.stream.show(self.session, self.shown, last)
+        self.shown = last
 
     def ask(self, session: Session, asked: Needle | str) -> None:
         """Ask one question, about a needle or about what was never shown."""
+        if self._stopped():
+            return
         needle = asked if isinstance(asked, Needle) else None
         question = asked.question if isinstance(asked, Needle) else asked
         distance = None if needle is None else session.cache.seen - self.ends[needle.last]
-        words = "".join(session.ask(question, SHORT)) if self.stream.frames else complete(session, question)
+        words = self._answer(session, question, needle.beginning if needle else "")
         refused = slides.NOT_SEEN in words
-        found = re.search(r"\d+", words)
-        digits = found.group() if found else None
         self.answers.distances.append(distance)
         self.answers.refused.append(refused)
-        self.answers.right.append(refused if needle is None else digits == needle.answer)
-        self.answers.recent.append(needle is not None and self.shown - needle.last <= RECENT)
+        self.answers.right.append(refused if needle is None else is_right(needle, words))
+        self.answers.recent.append(needle is not None and self.shown - needle.last <= self.stream.haystack.recent)
+
+    def _answer(self, session: Session, question: str, beginning: str) -> str:
+        if self.stream.chat:
+            return "".join(session.ask(question, SENTENCE if beginning else SHORT, beginning))
+        if beginning:
+            return complete(session, f"\n\n{question} {beginning}", SENTENCE)
+        return complete(session, question, CODE)
 
     def done(self) -> Answers:
         """Return the answers, with the share of the facts that the cache holds."""
         self.answers.held = self.marks.held(self.session, self.stated)
         return self.answers
+
+
+def has_chat(family: ModelFamily) -> bool:
+    """Return whether a model can be asked in a chat."""
+    return bool(getattr(family.tokenizer, "chat_template", None))
+
+
+def is_right(needle: Needle, words: str) -> bool:
+    """Return whether the answer `words` gives the fact: its first number, or with a beginning its first words."""
+    if needle.beginning:
+        return begins_with(words, needle.answer)
+    found = re.search(r"\d+", words)
+    return found is not None and found.group() == needle.answer
 
 
 def branch(session: Session) -> Session:
@@ -215,12 +269,12 @@ def branch(session: Session) -> Session:
 
 
 @torch.inference_mode()
-def complete(session: Session, beginning: str) -> str:
+def complete(session: Session, beginning: str, sampling: Sampling) -> str:
     """Return the most likely tokens after `beginning`: for models and streams without a chat."""
     family = session.family
     logits = session.feed(family.text(family.tokenize(beginning), session.position))
     tokens: list[int] = []
-    for _ in range(3):
+    for _ in range(sampling.max_tokens):
         tokens.append(int(logits.argmax(-1)))
         hidden = forward(family.text_model, session.cache, family.text(tokens[-1:], session.position))
         session.position += 1
