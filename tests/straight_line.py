@@ -182,7 +182,7 @@ def inf_mllm(window: int, bias: float, recent: float, sinks: int, budget: int, s
 
 
 def edge(recent: int, values: float) -> Choose:
-    """The largest attention ever, times one minus the largest cosine to a later key, then large values; all heads together."""
+    """The largest attention ever, for pictures times one minus the largest cosine to a later key; then large values."""
 
     def choose(stream: Stream, heads: list[Head], size: int) -> list[list[int]]:
         each = []
@@ -190,7 +190,8 @@ def edge(recent: int, values: float) -> Choose:
             for i in range(len(head.twin)):
                 later = [float(torch.cosine_similarity(head.keys[i], key, dim=0)) for key in head.keys[i + 1 :]]
                 head.twin[i] = max([head.twin[i], *later])
-            each.append([memory * (1 - twin) for memory, twin in zip(head.most, head.twin, strict=True)])
+            novelty = [1 - twin if stream.vision[place] else 1 for twin, place in zip(head.twin, head.place, strict=True)]
+            each.append([memory * new for memory, new in zip(head.most, novelty, strict=True)])
         mean = [sum(column) / len(column) for column in zip(*each, strict=True)]
         kept = best(mean, size - int(values * (size - recent)), newest=recent)
         norms = [[float(value.norm()) for value in head.values] for head in heads]

@@ -6,8 +6,9 @@ A cached token j is worth
 
 M_j, its *memory*, is the largest attention that any query ever paid to it, over all query heads that share its KV head: the
 maximum, because a fact is looked at once and sharply, and remembered, because the look passes. The second factor is its
-*novelty*: a key with a near twin among later ones is redundant, the later one stays. One choice for all heads of a layer keeps
-a token whole; the newest tokens always stay; positions are renumbered. No probe prompt is needed.
+*novelty*: a picture's key with a near twin among later ones is redundant, the later one stays. Text has no such factor, as its
+keys resemble each other whatever they say. One choice for all heads of a layer keeps a token whole; the newest tokens always
+stay; positions are renumbered. No probe prompt is needed.
 
 A share of the slots beside the newest goes to the largest values ||v_j|| among the others, as in InfiniPot-V: what attention
 has not yet looked at, but would be moved by. Prose needs it; facts need the score.
@@ -16,10 +17,11 @@ has not yet looked at, but would be moved by. Prose needs it; facts need the sco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from edgemllm.cache.chunk import Modality
 from edgemllm.lazy import Tensor, torch
-from edgemllm.policies.base import ALL, CachePolicy, Range, Share
+from edgemllm.policies.base import ALL, CachePolicy, Share
 
 if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer
@@ -36,7 +38,7 @@ class Edge(CachePolicy):
     per_query_head: ClassVar[bool] = True
 
     shared_heads: bool = True
-    """One choice for all heads of a layer, by their mean score; false: every KV head chooses for itself."""
+    """One choice for all heads of a layer, by their mean score; false: every KV head for itself, which text gains from."""
 
     recent: Share = 0.25
     """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
@@ -47,11 +49,8 @@ class Edge(CachePolicy):
     sinks: int = 0
     """First tokens of the stream that are never evicted."""
 
-    span: Annotated[int, Range(1, odd=True)] = 1
-    """Neighbours among which the best score counts for all, odd: a look at one token keeps the words around it."""
-
     novelty: float = 1.0
-    """Exponent of the novelty; 0 leaves memory alone."""
+    """Exponent of a picture's novelty; 0 leaves memory alone."""
 
     values: Share = 0.2
     """Share of the slots beside the newest that goes to the largest values."""
@@ -74,10 +73,12 @@ class Edge(CachePolicy):
         memory.clamp_min_(looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
+        memory, pictures = layer.buffer("memory").mul_(self.decay), layer.modality == Modality.VISION
+        if not self.novelty or not pictures.any():
+            return memory
         self._update_twins(layer)
-        memory = layer.buffer("memory").mul_(self.decay)
-        score = memory * (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
-        return torch.nn.functional.max_pool1d(score, self.span, 1, self.span // 2) if self.span > 1 else score
+        novelty = (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
+        return memory * novelty.where(pictures, 1)
 
     def choose(self, layer: CacheLayer, size: int) -> Tensor:
         largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
@@ -92,8 +93,6 @@ class Edge(CachePolicy):
 
     def _update_twins(self, layer: CacheLayer) -> None:
         """The largest cosine with a later key: only keys that came since the last time are new."""
-        if not self.novelty:
-            return
         twin, first = layer.buffer("twin"), layer.length - min(layer.counts.new_since_eviction, layer.length)
         coming = torch.nn.functional.normalize(layer.unrotated_keys(slice(first, None)).float(), dim=-1)
         size = max(PAIRS // coming.shape[2], 1)
