@@ -1,0 +1,66 @@
+"""Build a model module by module, so that it fits wherever its weights fit: random ones, and those of a GGUF file.
+
+transformers' own loading of safetensors does the same for checkpoints in its format.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgemllm.models.quantisation import quantised, require_bitsandbytes
+
+Fill = Callable[[nn.Module, Callable[[nn.Module], None]], None]
+"""Gives a module's own parameters and buffers their values; the second argument initialises them as the architecture does."""
+
+
+def assemble(model: Any, quant: str, dtype: torch.dtype, device: str, fill: Fill) -> Any:
+    """Give a model on the `meta` device memory and values, and quantise the decoder's linear layers one by one."""
+    if quant != "none":
+        require_bitsandbytes(quant)
+    inside = {id(module) for module in model.get_decoder().modules()}
+    made: dict[int, nn.Parameter] = {}
+    for parent, name, module, initialise in [*_modules(model, model), (model, "", model, model._init_weights)]:
+        _materialise(module, torch.device(device), made)
+        fill(module, initialise)
+        if quant != "none" and id(module) in inside and type(module) is nn.Linear:
+            setattr(parent, name, quantised(module, quant, dtype))
+            module.weight.data = module.weight.new_empty(0)  # this loop and `made` hold on to the full one
+    model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id
+    return model
+
+
+def on_meta(auto: Any, config: Any, dtype: torch.dtype, attention: Any) -> Any:
+    """A model that has shapes and no memory. auto: the transformers class, such as AutoModelForCausalLM."""
+    with torch.device("meta"):
+        return auto.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
+
+
+def _modules(module: nn.Module, owner: Any) -> Iterator[tuple[nn.Module, str, nn.Module, Any]]:
+    """(parent, name, module, how it is initialised): a model inside a model has a way of its own."""
+    from transformers import PreTrainedModel
+
+    for name, child in module.named_children():
+        inner = child if isinstance(child, PreTrainedModel) else owner
+        yield from _modules(child, inner)
+        yield module, name, child, inner._init_weights
+
+
+@torch.no_grad()
+def _materialise(module: nn.Module, device: torch.device, made: dict[int, nn.Parameter]) -> None:
+    """Give a module's own parameters and buffers memory; a parameter that is shared stays shared."""
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        if id(parameter) not in made:
+            # Ones are right for the scale of a norm that no initialiser knows; everything else is initialised next.
+            empty = torch.ones_like(parameter, device=device)
+            made[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        module._parameters[name] = made[id(parameter)]
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_meta:
+            module._buffers[name] = torch.zeros_like(buffer, device=device)
