@@ -21,7 +21,7 @@ from edgemllm.models.facts import ModelFacts, recorded
 from edgemllm.planning import chunk_size
 from edgemllm.planning.budget import KVBudget, parse_kv_budget
 from edgemllm.planning.case import Case
-from edgemllm.planning.peaks import FRAMES_AT_ONCE
+from edgemllm.planning.peaks import FRAMES_AT_ONCE, conversion_bytes
 from edgemllm.planning.plan import Plan
 from edgemllm.planning.planner import plan
 
@@ -211,6 +211,8 @@ def _decide(
     if not request.focus and not _worth_it(case):
         focus, case = (), replace(case, shape=replace(case.shape, focus=0))
     made = plan(case)
+    if facts.converted:
+        made = replace(made, host_peak_bytes=conversion_bytes(spec, case.quant, dtype, resident=free.kind != "discrete"))
     slots = made.kv_budget_tokens if case.limited else None
     quant, chunk = facts.stored_as or case.quant, _chunk(request, case, slots, facts.sizes.indivisible)
     return Decision(request, profile, policy_name, policy, facts, quant, dtype, device, chunk, slots, made, free, focus)

@@ -62,7 +62,7 @@ class RequestOptions:
     """The model, where it runs, and what its cache keeps."""
 
     model: Annotated[
-        str, option("--model", "-m", help="A name of `models`, random:NAME, a hub id or a folder.", panel=MODEL)
+        str, option("--model", "-m", help="A name of `models`, random:NAME, a hub id, a folder or a .gguf file.", panel=MODEL)
     ] = "demo"
     profile: Annotated[
         str, option("--profile", "-p", help="auto, a name or a file.", panel=MEMORY, autocompletion=_complete_profile)

@@ -81,11 +81,13 @@ class ChatFormat:
                     break
             before, after = text.split(QUESTION)
         except Exception as error:  # a template is a program: it may raise anything, also on purpose
-            folder = Path(self.tokenizer.name_or_path)
-            file = "chat_template.jinja" if (folder / "chat_template.jinja").is_file() else "tokenizer_config.json"
+            source = Path(self.tokenizer.name_or_path)
+            if not source.is_file():  # a GGUF has it inside
+                own = source / "chat_template.jinja"
+                source = own if own.is_file() else source / "tokenizer_config.json"
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise MissingError(
-                f"the chat template of {folder / file} cannot write this turn: {reason}",
+                f"the chat template of {source} cannot write this turn: {reason}",
                 "fetch it again" + ("; or omit --system" if system else ""),
             ) from error
         return before, after

@@ -35,20 +35,26 @@ def read_config(name: str, folder: Path, trust_remote_code: bool = False) -> Any
     family_of(model_type)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        text = config.get_text_config()
+        config.get_text_config()
     except Exception as error:  # whatever wrong values do in a configuration class
         raise MissingError(f"model {name}: its config.json is not understood: {_reason(error)}", "fetch it again") from error
+    return check_config(name, config, "config.json")
+
+
+def check_config(name: str, config: Any, source: str) -> Any:
+    """The configuration, its sizes found sane. Raises MissingError naming its `source`, UsageError if not supported."""
+    text = config.get_text_config()
     for part in (text, getattr(config, "vision_config", None)):
         for key, most in MOST.items():
             value = getattr(part, key, None)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
-                raise MissingError(f"model {name}: its config.json says {key} = {value!r}", "fetch it again")
+                raise MissingError(f"model {name}: its {source} says {key} = {value!r}", "fetch it again")
     heads, kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
     if heads % (kv_heads or heads) or (not getattr(text, "head_dim", None) and text.hidden_size % heads):
         raise MissingError(
             f"model {name}: {heads} heads do not go with "
             + (f"{kv_heads} heads of keys" if heads % (kv_heads or heads) else f"hidden_size = {text.hidden_size}")
-            + " in its config.json",
+            + f" in its {source}",
             "fetch it again",
         )
     family_of(config.model_type).check(config)

@@ -33,6 +33,9 @@ class ModelFacts:
     stored_as: str = ""
     """Its quantisation as `--quant` and our JSON name it, or nothing."""
 
+    converted: bool = False
+    """Whether loading converts its weights in the host's memory, as it does those of a GGUF file."""
+
 
 def recorded(name: str) -> ModelFacts | None:
     """Return the facts of `demo` or `random:NAME` at full detail, without importing torch; None for any other model."""

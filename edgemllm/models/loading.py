@@ -1,4 +1,4 @@
-"""From a name to a loaded model: the demo, a local folder, a hub id or random weights; safetensors only."""
+"""From a name to a loaded model: the demo, a local folder, a hub id, a GGUF file or random weights; no pickles."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from edgemllm.models.configuration import read_config, read_tokenizer
 from edgemllm.models.facts import ModelFacts
 from edgemllm.models.families import family_of
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.gguf import tokenizer as gguf_tokenizer
+from edgemllm.models.gguf.configuration import config_of
+from edgemllm.models.gguf.header import Header, is_gguf
+from edgemllm.models.gguf.header import read as read_header
 from edgemllm.models.quantisation import method_of, recipe, stored_as, without_cpu_repacking
 from edgemllm.models.spec import ModelSpec, cache_spec
 from edgemllm.models.weights import check_complete
@@ -38,8 +42,9 @@ class Checkpoint:
 
     name: str
     folder: Path | None
-    """None: random weights."""
+    """None: random weights, or those of a GGUF file."""
     config: Any
+    gguf: Header | None = None
 
     @property
     def family(self) -> type[ModelFamily]:
@@ -67,7 +72,7 @@ class Checkpoint:
         """Return what planning has to know of it. Raises UsageError for a `detail` or layers that are not offered."""
         sizes = self.family.sizes(self.config, detail)
         shape = cache_spec(self.config.get_text_config(), ITEM_BYTES["bfloat16"], self.family.axes)
-        return ModelFacts(self.spec, sizes, shape, self.prequantised_with, self.stored_as)
+        return ModelFacts(self.spec, sizes, shape, self.prequantised_with, self.stored_as, converted=self.gguf is not None)
 
 
 def locate(
@@ -80,6 +85,9 @@ def locate(
     if name.startswith(shipped.PREFIX):
         config = AutoConfig.for_model(**shipped.read(name.removeprefix(shipped.PREFIX)))
         return Checkpoint(name, None, config)
+    if is_gguf(name):
+        header = read_header(name)
+        return Checkpoint(name, None, config_of(name, header), header)
     folder = DEMO if name == "demo" else hub.find(shipped.full_name(name, say), offline, say)
     hub.check_files(name, folder)
     return Checkpoint(name, folder, read_config(name, folder, trust_remote_code))
@@ -115,6 +123,8 @@ def load(
     auto = getattr(transformers, family.auto_class)
     kind = getattr(torch, dtype)
     quant = "none" if checkpoint.prequantised_with else quant
+    if checkpoint.gguf is not None:
+        return _load_gguf(checkpoint, family, auto, quant, kind, device, detail)
     if checkpoint.folder is None:
         from edgemllm.models.random_weights import byte_tokenizer, random_model
 
@@ -153,6 +163,20 @@ def load(
     check_complete(checkpoint.name, model, info)
     tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
     return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
+
+
+def _load_gguf(
+    checkpoint: Checkpoint, family: type[ModelFamily], auto: Any, quant: str, dtype: Any, device: str, detail: Detail
+) -> ModelFamily:
+    """The tokenizer before the weights: what its conversion takes for a moment does not come on top of them."""
+    from edgemllm.models.gguf import weights
+
+    name, header, config = checkpoint.name, checkpoint.gguf, checkpoint.config
+    assert header is not None
+    tokenizer = gguf_tokenizer.read_tokenizer(name, header, config.vocab_size)
+    model = weights.load(name, header, auto, config, quant, dtype, device, family.attention)
+    model.generation_config.eos_token_id = gguf_tokenizer.end_tokens(tokenizer, config)
+    return _ready(family, model, tokenizer, str(header.path), detail)
 
 
 def _ready(family: type[ModelFamily], model: Any, tokenizer: Any, folder: str, detail: Detail) -> ModelFamily:

@@ -55,8 +55,13 @@ def architecture(name: str) -> str:
 def smaller(count: int, vision: bool) -> list[str]:
     """Return models with trained weights and fewer than `count` parameters, largest first; only those that see, if `vision`."""
     found = [name for name in names() if hub_id(name) and parameters(name) < count]
-    found = [name for name in found if not vision or "vision_config" in _file(name)]
+    found = [name for name in found if not vision or sees(name)]
     return [*sorted(found, key=parameters, reverse=True), "demo"]
+
+
+def sees(name: str) -> bool:
+    """Whether a model takes pictures."""
+    return "vision_config" in _file(name)
 
 
 def matching(word: str) -> list[str]:

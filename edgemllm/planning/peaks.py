@@ -11,6 +11,21 @@ FRAMES_AT_ONCE = 8
 WEIGHT_BYTES = 12
 """Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
 
+CONVERSION_BYTES = 8 << 20
+"""Of unpacking a slice of a GGUF file's tensor, and what the heap keeps of that between the weights."""
+QUANTISING = {"none": 0, "nf4": 1, "int8": 8}
+"""Bytes of a value that quantising a matrix takes besides the matrix itself."""
+
+
+def conversion_bytes(spec: ModelSpec, quant: str, dtype: str, resident: bool) -> int:
+    """Return the most host memory that converting a GGUF file's weights, one tensor after the other, takes.
+
+    `resident`: the result stays in the host's memory too, and is part of it.
+    """
+    matrix = max((shape.rows * shape.columns for shape in spec.linears), default=0) if quant != "none" else 0
+    staged = CONVERSION_BYTES + matrix * (ITEM_BYTES[dtype] + QUANTISING[quant])
+    return staged + (spec.weights_bytes(quant, dtype) if resident else 0)
+
 
 def vision_bytes(vision: VisionSpec | None, hidden: int, dtype: str, frames: int = 1) -> int:
     """Return the peak of encoding `frames` frames (or tiles) at once.

@@ -56,6 +56,9 @@ class Plan:
 
     None where the bandwidth is unknown, or so much higher than the model is large that it is not what limits."""
 
+    host_peak_bytes: int | None = None
+    """Most host memory that loading takes, where weights are converted on the way; None: no more than they take."""
+
     where: str = ""
     """The kind of memory, its source and the device, for messages."""
 
@@ -85,7 +88,8 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the fields of a plan in JSON."""
         values = asdict(self)
-        return {name: values[name] for name in JSON_FIELDS} | {"suggestions": list(self.suggestions)}
+        loading = {} if self.host_peak_bytes is None else {"host_peak_bytes": self.host_peak_bytes}
+        return {name: values[name] for name in JSON_FIELDS} | {"suggestions": list(self.suggestions)} | loading
 
     def error(self) -> DoesNotFitError:
         """Return the error that says what is needed, what is free, and what to type."""

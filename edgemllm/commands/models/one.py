@@ -17,7 +17,7 @@ def show(name: str) -> None:
     """Print them. Raises MissingError for an unknown name."""
     model = shipped.architecture(name)
     close = shipped.matching(name)
-    if model == name != "demo" and close and "/" not in name and not Path(name).is_dir():
+    if model == name != "demo" and close and "/" not in name and not Path(name).exists():
         raise MissingError(f"no model named {name}", f"edgemllm models {' | '.join(close)}")
     request = Request(model, offline=True)
     facts = facts_of(request)

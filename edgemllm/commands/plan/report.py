@@ -32,6 +32,8 @@ def arithmetic(made: Plan) -> str:
         ("total", made.total_bytes, ""),
         ("free", made.free_bytes, made.where),
     ]
+    if made.host_peak_bytes is not None:
+        parts.append(("loading", made.host_peak_bytes, "host memory at most while the file is converted"))
     lines = [f"  {name:12}{human_bytes(count):>12}  {note}".rstrip() for name, count, note in parts]
     if made.decode_tps_ceiling:
         lines.append(f"  at most {made.decode_tps_ceiling:.3g} tokens/s while decoding (memory bandwidth)")
