@@ -278,7 +278,7 @@ def _quant(request: Request, facts: ModelFacts, profile: DeviceProfile) -> str:
 
 
 def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) -> int:
-    """Return the chunk asked for, or the profile's as far as a budget of `slots` tokens a layer takes it."""
+    """Return the chunk asked for, or the profile's as far as a budget of `slots` tokens per layer takes it."""
     if slots is None:
         return case.chunk
     if request.chunk is None:

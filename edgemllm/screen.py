@@ -184,7 +184,7 @@ def budget_change(run: Mapping[str, Any], session: Session) -> str:
     saved = run.get("kv_budget")
     if saved == session.budget:
         return ""
-    words = [f"{budget} tokens a layer" if budget else "unbounded" for budget in (session.budget, saved)]
+    words = [f"{budget} tokens per layer" if budget else "unbounded" for budget in (session.budget, saved)]
     return f"; the KV budget is {words[0]} now, it was {words[1]}"
 
 

@@ -73,7 +73,7 @@ class Session:
     def __post_init__(self) -> None:
         if self.budget is not None and self.budget < self.policy.minimum() + 1:
             raise DoesNotFitError(
-                f"a KV budget of {self.budget} tokens a layer is too small: the policy needs at least "
+                f"a KV budget of {self.budget} tokens per layer is too small: the policy needs at least "
                 f"{self.policy.minimum() + 1}",
                 f"--kv-budget {max(64, self.policy.minimum() + 1)}",
             )

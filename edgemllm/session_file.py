@@ -232,6 +232,6 @@ def _shares(session: Session, header: dict[str, Any], path: Path) -> None:
     longest = max(values["length"] for _, values in pairs)
     if any(values["length"] > (layer.budget or 0) for layer, values in pairs):
         raise UsageError(
-            f"{path} holds {longest} tokens a layer, more than the KV budget of {session.budget}",
+            f"{path} holds {longest} tokens per layer, more than the KV budget of {session.budget}",
             f"--kv-budget {longest} or more",
         )

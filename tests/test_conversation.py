@@ -51,7 +51,7 @@ def test_another_policy_begins_afresh_and_never_unasked() -> None:
     asked = "/policy edge\n/set newest=8\n/policy\nWhat is this?\n/policy window\n"
     done = run("chat", "--policy", "inf-mllm", "--kv-budget", "256", "--max-tokens", "4", "--json", stdin=asked)
     assert done.returncode == 2
-    assert "edge, 2" in done.stderr  # tokens a layer
+    assert "edge, 2" in done.stderr  # tokens per layer
     assert "a new session, nothing seen yet" in done.stderr
     assert "the cache holds what edge kept of" in done.stderr
     assert "try: /clear" in done.stderr

@@ -362,7 +362,7 @@ def test_a_resumed_stream_keeps_its_budget_or_reports_another(tmp_path: Path) ->
     assert [event["video_s"] for event in events(done.stdout, "answer")] == [20.0], "not second 10, which is over"
     done = invoke(*going_on, "--kv-budget", "128", "--at", "10", QUESTION)
     assert events(done.stdout, "stats")[-1]["kv"]["budget_tokens"] == 128
-    assert "the KV budget is 128 tokens a layer now, it was 96" in done.stderr
+    assert "the KV budget is 128 tokens per layer now, it was 96" in done.stderr
     assert "not asked, 00:00:10 is over" in done.stderr
 
 

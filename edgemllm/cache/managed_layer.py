@@ -34,7 +34,7 @@ class ManagedLayer(CacheLayer):
     def _evict(self, budget: int, count: int) -> None:
         if not self.policy.bounded:
             raise OutOfMemoryError(
-                f"policy full holds {self.length} tokens a layer and never evicts, {count} more exceed "
+                f"policy full holds {self.length} tokens per layer and never evicts, {count} more exceed "
                 f"the KV budget of {budget}",
                 "choose a bounded policy (--policy inf-mllm) or a larger --kv-budget",
             )

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 
 class Log(io.FileIO):
-    """The file behind stderr. What can no longer be written is dropped."""
+    """The file under stderr. What can no longer be written is dropped."""
 
     replaced: TextIO
     """The stream before; it would close the descriptor when nobody holds it any more."""

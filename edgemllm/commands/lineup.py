@@ -92,7 +92,7 @@ def check_limit(session: Session, most: int | None) -> None:
     """Raise OutOfMemoryError once a cache without bound holds more than `limit` allowed."""
     if most is not None and session.cache.seen > most:
         raise OutOfMemoryError(
-            f"the cache holds all {session.cache.seen} tokens a layer, and memory has room for {most}",
+            f"the cache holds all {session.cache.seen} tokens per layer, and memory has room for {most}",
             "choose a policy that evicts (edgemllm policies) with a --kv-budget",
         )
 

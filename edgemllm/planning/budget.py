@@ -9,7 +9,7 @@ from typing import Literal
 from edgemllm.device.memory import human_bytes, parse_bytes
 from edgemllm.errors import UsageError
 
-WHAT_TO_TYPE = "--kv-budget takes tokens a layer (2048), bytes over all layers (512MiB), a share (25%) or auto"
+WHAT_TO_TYPE = "--kv-budget takes tokens per layer (2048), bytes over all layers (512MiB), a share (25%) or auto"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class KVBudget:
     """One of four ways to say how large the cache may be."""
 
     kind: Literal["tokens", "bytes", "share", "auto"] = "auto"
-    """tokens a layer, bytes over all layers, share of what `full` would hold, or what the device has left."""
+    """tokens per layer, bytes over all layers, share of what `full` would hold, or what the device has left."""
 
     amount: int = 0
     """Tokens or bytes; a share in millionths; 0 for auto."""

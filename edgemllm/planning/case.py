@@ -1,4 +1,4 @@
-"""What is planned: a model, a policy and their settings on a device; and how many tokens a layer they leave room for."""
+"""What is planned: a model, a policy and their settings on a device; and how many tokens per layer they leave room for."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Case:
         tokens = self._asked()
         if tokens < (least := self.least_tokens):
             raise DoesNotFitError(
-                f"--kv-budget {self.budget} holds {tokens} tokens a layer; {self.policy_name} needs at least {least}",
+                f"--kv-budget {self.budget} holds {tokens} tokens per layer; {self.policy_name} needs at least {least}",
                 f"--kv-budget {least} ({human_bytes(self.kv_bytes(least))}), or another policy: edgemllm policies",
             )
         known = self.input_tokens

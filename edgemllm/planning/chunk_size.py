@@ -15,7 +15,7 @@ def check(chunk: int, budget: int, policy: CachePolicy) -> None:
     room = budget - policy.minimum()
     if chunk > room:
         raise DoesNotFitError(
-            f"chunks of {chunk} tokens leave too little of a KV budget of {budget} tokens a layer",
+            f"chunks of {chunk} tokens leave too little of a KV budget of {budget} tokens per layer",
             f"--chunk {room} or less, or a larger --kv-budget",
         )
 

@@ -64,7 +64,7 @@ class Edge(CachePolicy):
         return self.sinks + self.newest + 1
 
     def evict_at_least(self, budget: int) -> int:
-        # Twice the usual: comparing keys makes a compaction twice as dear.
+        # Twice the usual: comparing keys makes a compaction twice as expensive.
         return self.slack or 2 * super().evict_at_least(budget)
 
     def observe(self, layer: CacheLayer, attention: Tensor) -> None:

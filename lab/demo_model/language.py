@@ -116,7 +116,7 @@ def encode_text(text: Path, work: Path) -> None:
         stream += [*encoded, end]
     np.save(work / "text_tokens.npy", np.array(stream, dtype=np.uint16))
     size = sum(len(novel.encode()) for novel in novels)
-    print(f"tokenizer: {len(tokenizer)} entries, {len(stream)} tokens, {size / len(stream):.3f} bytes a token", flush=True)
+    print(f"tokenizer: {len(tokenizer)} entries, {len(stream)} tokens, {size / len(stream):.3f} bytes per token", flush=True)
 
 
 class Muon(torch.optim.Optimizer):

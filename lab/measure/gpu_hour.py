@@ -132,7 +132,7 @@ def main() -> None:
     path.write_text(
         f"# {options.seconds} seconds of video on {device}\n\n"
         f"{pages.versions('torch', 'transformers')}, {options.model}, {options.dtype}, `inf-mllm`, "
-        f"{options.kv_budget} tokens a layer, chunks of {options.chunk}, 1 frame a second ({WIDTH} x {HEIGHT}), "
+        f"{options.kv_budget} tokens per layer, chunks of {options.chunk}, 1 frame a second ({WIDTH} x {HEIGHT}), "
         f"{seen} tokens seen. One run.\n\n    scripts/gpu_check {' '.join(sys.argv[1:])}".rstrip()
         + f"\n\n{table(found)}\n"
     )

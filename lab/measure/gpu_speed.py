@@ -79,7 +79,7 @@ def main() -> None:
     path.write_text(
         f"# Speed on {device}\n\n"
         f"{pages.versions('torch', 'transformers')}, {options.dtype}, random weights, batch 1. "
-        f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens a layer.\n\n"
+        f"Medians of {options.repeat} x {options.new_tokens} tokens; `inf-mllm` holds {BUDGET} tokens per layer.\n\n"
         + f"    python -m lab.measure.gpu_speed {' '.join(sys.argv[1:])}".rstrip()
         + f"\n\n{pages.head(COLUMNS, COLUMNS[:4])}\n"
     )

@@ -25,7 +25,7 @@ Scores = dict[tuple[str, bool], Score]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policies", nargs="+", metavar="policy/key=value")
-    parser.add_argument("--kv-budget", type=int, default=160, help="tokens a layer of a policy that keeps no notes")
+    parser.add_argument("--kv-budget", type=int, default=160, help="tokens per layer of a policy that keeps no notes")
     parser.add_argument("--streams", type=int, default=10, help="of each kind of footage")
     parser.add_argument("--frames", type=int, default=400)
     parser.add_argument("--facts", type=int, default=10)

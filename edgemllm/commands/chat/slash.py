@@ -159,7 +159,7 @@ def _begin_with(chat: Chat, name: str, settings: tuple[str, ...]) -> None:
     budget = f"{bound}b" if bound else chat.launch.request.kv_budget
     request = dataclasses.replace(chat.launch.request, policy=name, settings=settings, kv_budget=budget)
     chat.begin(prepare(request, checkpoint=chat.launch.checkpoint))
-    held = "no budget" if chat.session.budget is None else f"{chat.session.budget} tokens a layer"
+    held = "no budget" if chat.session.budget is None else f"{chat.session.budget} tokens per layer"
     chat.display.say(f"{name}, {held}: a new session, nothing seen yet")
 
 

@@ -42,7 +42,7 @@ class Report:
         """Say what will run."""
         self.event("start", **self._head())
         if len(self.launches) > 1:
-            sizes = [f"{each.policy_name} {each.budget or 'no limit of'} tokens a layer" for each in self.launches]
+            sizes = [f"{each.policy_name} {each.budget or 'no limit of'} tokens per layer" for each in self.launches]
             shared = human_bytes(max(each.plan.kv_bytes for each in self.launches if each.policy.bounded or each.budget))
             self.say(f"at most {shared} of KV cache each: {', '.join(sizes)}")
 

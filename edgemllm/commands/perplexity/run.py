@@ -82,7 +82,7 @@ class Run:
             want = min(want, self.target - sums.tokens + (sums.fed == 0))
         if self.limit is not None and want > self.limit - sums.fed:
             raise OutOfMemoryError(
-                f"policy {self.policy} never evicts: {self.limit} tokens a layer are what memory has room for"
+                f"policy {self.policy} never evicts: {self.limit} tokens per layer are what memory has room for"
             )
         ids, sizes = self.stream.take(want) if want > 0 else ([], [])
         if len(ids) < want and self.stream.stopped():  # in the middle of the text

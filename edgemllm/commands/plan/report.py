@@ -27,7 +27,7 @@ def arithmetic(made: Plan) -> str:
         ("weights", made.weights_bytes, ""),
         ("vision", made.vision_bytes, "peak while encoding a frame"),
         ("activations", made.activation_bytes, "peak of one prefill chunk"),
-        ("kv cache", made.kv_bytes, f"{made.kv_budget_tokens} tokens a layer, {made.kv_bytes_per_token} bytes a token"),
+        ("kv cache", made.kv_bytes, f"{made.kv_budget_tokens} tokens per layer, {made.kv_bytes_per_token} bytes per token"),
         ("margin", made.margin_bytes, "left free"),
         ("total", made.total_bytes, ""),
         ("free", made.free_bytes, made.where),
