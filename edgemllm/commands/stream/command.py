@@ -68,8 +68,7 @@ def stream(
             _check_times(schedule, watched)
         said = _said(feed.subtitles, watched)
         detail = size.detail()
-        known = [question for when in (schedule, by_line) for question in when.questions]
-        request = run.request(system=reply.system, detail=detail, **focus.of(known))
+        request = run.request(system=reply.system, detail=detail, **focus.of(schedule.questions + by_line.questions))
         if request.kv_budget == "auto" and state.get("kv_budget"):
             request = dataclasses.replace(request, kv_budget=str(state["kv_budget"]))
         launch = prepare(request, lambda config: _input_tokens(config, watched, schedule, detail))
@@ -82,13 +81,7 @@ def stream(
         sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
         rounds = Rounds(session, schedule, sampling, out, display, stopping=interrupts.asked)
         rounds.by_line = by_line
-        stream: Stream
-        if watched is None:
-            assert isinstance(incoming, GrowingText)
-            stream = TextStream(rounds, incoming)
-        else:
-            assert isinstance(incoming, Feed)
-            stream = FrameStream(rounds, watched, incoming, similarity, clip.max_frames, said)
+        stream = _stream(rounds, watched, incoming, similarity, clip.max_frames, said)
         stream.save_wanted, stream.save_to, stream.limit = interrupts.save_wanted, kept.save, limit(launch)
         stream.lines = _lines(feed.text or source, display)
         if state:
@@ -98,6 +91,21 @@ def stream(
         interrupts.session = session
         out.start(**launch.describe(), source=stream.name)
         _watch(stream, out, interrupts)
+
+
+def _stream(
+    rounds: Rounds,
+    watched: Source | None,
+    incoming: Feed | GrowingText,
+    similarity: Similarity | None,
+    max_frames: int | None,
+    said: Subtitles | None,
+) -> Stream:
+    """Return the run that asks while `incoming` comes: frames of the source that is `watched`, or a text."""
+    if isinstance(incoming, GrowingText):
+        return TextStream(rounds, incoming)
+    assert watched is not None
+    return FrameStream(rounds, watched, incoming, similarity, max_frames, said)
 
 
 def _watch(run: Stream, out: Answers, interrupts: Interrupts) -> None:
