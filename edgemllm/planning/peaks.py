@@ -11,9 +11,9 @@ FRAMES_AT_ONCE = 8
 WEIGHT_BYTES = 12
 """Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
 
-CONVERSION_BYTES = 8 << 20
-"""Of unpacking a slice of a GGUF file's tensor, and what the heap keeps of that between the weights."""
-QUANTISING = {"none": 0, "nf4": 1, "int8": 8}
+CONVERSION_BYTES = 16 << 20
+"""Of unpacking slices of a GGUF file's tensors, what the heap keeps of that between the weights, and the tokenizer."""
+QUANTISING = {"none": 0, "nf4": 1, "int8": 16}
 """Bytes of a value that quantising a matrix takes besides the matrix itself."""
 
 
