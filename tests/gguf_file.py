@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-WORDS = [*sorted(bytes_to_unicode().values()), "hi", "<|im_start|>", "<|im_end|>"]
+WORDS = [*sorted(bytes_to_unicode().values()), "hi", "hih", "<|im_start|>", "<|im_end|>"]
 END = WORDS.index("<|im_end|>")
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -44,7 +44,9 @@ def write(path: Path, model: Any, kind: Kind = Kind.F32, metadata: dict[str, Any
         f"{architecture}.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.bos_token_id": WORDS.index("<|im_start|>"),
         "tokenizer.ggml.eos_token_id": END,
+        "tokenizer.ggml.padding_token_id": END,
         "tokenizer.chat_template": TEMPLATE,
         **(metadata or {}),
     }
@@ -53,7 +55,8 @@ def write(path: Path, model: Any, kind: Kind = Kind.F32, metadata: dict[str, Any
             {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)](key, value)
     writer.add_token_list(WORDS)
     writer.add_token_types([3 if word.startswith("<|") else 1 for word in WORDS])
-    writer.add_token_merges(["h i"])
+    writer.add_token_scores([-float(number) for number in range(len(WORDS))])
+    writer.add_token_merges(["h i", "hi h"])
     for key, parameter in model.named_parameters():
         name = names.get_name(key, (".weight", ".bias"))
         writer.add_tensor(name, *_stored(architecture, config, name, parameter.detach().float().numpy(), kind))

@@ -13,7 +13,7 @@ from typing import Any
 from edgemllm.errors import MissingError
 from edgemllm.models import shipped
 from edgemllm.models.configuration import check_config
-from edgemllm.models.gguf.header import Header
+from edgemllm.models.gguf.header import ELSEWHERE, Header
 
 NAMES = {
     "block_count": "num_hidden_layers",
@@ -24,8 +24,6 @@ NAMES = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
 """What every file of these architectures says."""
-
-ELSEWHERE = "the model's safetensors checkpoint"
 
 VISION = ("clip", "qwen2vl", "qwen3vl", "qwen3vlmoe", "mllama", "cogvlm", "llava", "chameleon")
 """Architectures of vision towers, and of language models that are half of one with a tower."""

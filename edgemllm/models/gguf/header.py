@@ -15,6 +15,9 @@ from typing import Any
 
 from edgemllm.errors import MissingError, UsageError, opening
 
+ELSEWHERE = "the model's safetensors checkpoint"
+"""What to use in place of a file that has something unknown."""
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

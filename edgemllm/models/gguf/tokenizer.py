@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from edgemllm.errors import MissingError
-from edgemllm.models.gguf.header import Header
+from edgemllm.models.gguf.header import ELSEWHERE, Header
 
+KINDS = ("gpt2", "llama")
+"""BPE over bytes, and that of SentencePiece, as llama.cpp calls them."""
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>")
 """Tokens at which llama.cpp ends an answer too, whatever the file says (src/llama-vocab.cpp)."""
 
@@ -19,10 +21,15 @@ def read_tokenizer(name: str, header: Header, size: int) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
+    kind, end = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "eos_token_id"))
+    if kind not in KINDS:
+        raise MissingError(f"model {name} has a tokenizer of kind {kind!r}, not {' or '.join(KINDS)}", ELSEWHERE)
     # Not AutoTokenizer, which would take other files of the folder for this model's.
     try:
         found = PreTrainedTokenizerFast(name_or_path=str(header.path.parent), gguf_file=header.path.name)
         found = _without_strangers(found, size)
+        if end is not None:  # transformers 5.17 takes the token of the beginning for it
+            found.eos_token = found.convert_ids_to_tokens(int(end))
     except Exception as error:  # the tokenizers library raises nothing more precise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingError(f"model {name}: its tokenizer cannot be read: {reason}", "convert it again") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgemllm.errors import MissingError
 from edgemllm.models.assembly import assemble, on_meta
-from edgemllm.models.gguf.header import Header, TensorInfo
+from edgemllm.models.gguf.header import ELSEWHERE, Header, TensorInfo
 
 SLICE = 1 << 14
 """Values that are unpacked at once: what numpy makes of them on the way is small beside any matrix."""
@@ -59,7 +59,7 @@ def _sources(name: str, header: Header, model: Any) -> dict[str, TensorInfo]:
     if others := sorted(table - set(wanted.values())):
         raise MissingError(
             f"model {name} has {len(others)} tensors for which {header.architecture} has no place, first {others[0]}",
-            "the model's safetensors checkpoint",
+            ELSEWHERE,
         )
     sources = {key: info for key, info in found.items() if info is not None}
     for key, parameter in model.named_parameters():
@@ -120,7 +120,7 @@ def _divide_frequencies(name: str, header: Header, model: Any) -> None:
         return
     rotary = model.base_model.rotary_emb
     if header.architecture != "llama" or info.shape != tuple(rotary.inv_freq.shape):
-        raise MissingError(f"model {name} has divisors of another rotation in {ROPE}", "the model's safetensors checkpoint")
+        raise MissingError(f"model {name} has divisors of another rotation in {ROPE}", ELSEWHERE)
     divisors = torch.empty(info.shape)
     _read(name, header, info, divisors)
     rotary.inv_freq.div_(divisors.to(rotary.inv_freq.device))
