@@ -208,7 +208,7 @@ def _decide(
         input_tokens=input_tokens,
         frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
     )
-    if not request.focus and not _worth_it(case):
+    if focus and not request.focus and not _worth_it(case):
         focus, case = (), replace(case, shape=replace(case.shape, focus=0))
     made = plan(case)
     if facts.converted:

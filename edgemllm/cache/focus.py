@@ -33,7 +33,7 @@ class Listener(CachePolicy):
 
 
 def room(policy: CachePolicy, questions: int) -> int:
-    """Return how many queries a managed layer has room for when so many questions are known beforehand."""
+    """Return how many queries a managed layer has room for when `questions` are known beforehand."""
     return ROWS * questions if policy.takes_focus else 0
 
 

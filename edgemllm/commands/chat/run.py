@@ -124,7 +124,7 @@ class Chat:
         """Continue with an empty session under another launch, with the weights that are loaded."""
         family, quant = self.session.family, self.launch.quant
         self.launch = dataclasses.replace(launch, quant=quant)
-        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.request.focus)
+        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus)
         self.session.on_step = self.step
         self.forgotten = len(self.turns)
 
