@@ -256,14 +256,29 @@ class Session:
 
         `beginning`: words that the answer begins with, which are not given out.
         """
+        for _ in self.put(question, beginning):
+            pass
+        yield from self.answer(sampling)
+
+    @torch.inference_mode()
+    def put(self, question: str, beginning: str = "") -> Iterator[Tensor]:
+        """Take in a question, and what is known of its answer, without answering; gives what `passes` does, to be exhausted.
+
+        `answer` continues from there; with the whole answer as `beginning`, the next question does.
+        """
         self._close()
         self.stopped = False
         before, after = self.format.turn(self.media, self.first, self.system)[len(self.media) :]
         self.cache.begin_prompt()
-        logits = self.feed(self._text(before + question + after + beginning))
+        yield from self.passes(self._text(before + question + after + beginning))
         self.first, self.media = False, []
         self.policy.after_prefill(self.cache.managed)
-        yield from self._generate(logits, sampling)
+
+    @torch.inference_mode()
+    def answer(self, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """Answer the question that was `put`, piece by piece."""
+        assert self.last is not None
+        yield from self._generate(self.family.logits(self.last)[:, 0], sampling)
 
     def _forget_stop(self) -> None:
         self.stopped = False

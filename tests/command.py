@@ -19,7 +19,7 @@ WAITING = 300
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([
     "edgemllm.cli.main", "edgemllm.models.loading", "edgemllm.models.families.llava_onevision",
-    *(f"edgemllm.commands.{name}.command" for name in ("chat", "stream", "plan", "recall", "perplexity", "bench")),
+    *(f"edgemllm.commands.{name}.command" for name in ("chat", "stream", "plan", "recall", "perplexity", "bench", "serve")),
     "transformers.models.llava_onevision.modeling_llava_onevision", "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.siglip.modeling_siglip", "transformers.models.auto.tokenization_auto", "transformers.generation.utils",
     "transformers.convert_slow_tokenizer", "transformers.integrations.mistral", "jinja2.sandbox", "psutil",

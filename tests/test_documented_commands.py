@@ -59,6 +59,7 @@ ELSEWHERE = {
     "edgemllm plan --model all": "takes minutes: test_cli.py::test_known_models_and_where_one_fits",
     "edgemllm plan --model random:qwen2.5-vl-7b --profile all": "test_cli.py::test_known_models_and_where_one_fits",
     "edgemllm recall": HOURS + "test_recall.py::test_one_object_with_a_run_for_every_policy_budget_footage_and_protocol",
+    "edgemllm serve": "runs until it is ended: test_serve.py::test_a_video_is_answered_as_by_the_command_line",
     "edgemllm stream --text app.log": "grows: test_text_in.py::test_a_text_stream_continues_where_it_was_saved",
     "edgemllm stream rtsp://camera/live": "a camera: test_stream.py::test_a_camera_is_watched_across_a_gap_and_the_gap_is_told",
     "pip install": "needs a network",

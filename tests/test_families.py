@@ -49,14 +49,16 @@ def opened(tiny: Tiny, folder: str, quant: str = "none") -> ModelFamily:
 def asked(family: ModelFamily) -> tuple[str, torch.Tensor]:
     """An answer about whatever the model can see, and the logits before it."""
     session = Session(family, InfMLLM(), 600, chunk=50)
-    seen: list[torch.Tensor] = []
-    feed = session.feed
-    session.feed = lambda chunk: seen.append(feed(chunk)) or seen[-1]  # type: ignore[method-assign]
     if family.image_token:
         session.show(picture(1))
     if family.video_token:
         session.watch(footage(3))
-    return "".join(session.ask("What is there?", Sampling(max_tokens=5))), seen[-1]
+    for _ in session.put("What is there?"):
+        pass
+    assert session.last is not None
+    with torch.inference_mode():
+        logits = family.logits(session.last)[:, 0]
+    return "".join(session.answer(Sampling(max_tokens=5))), logits
 
 
 @quantising

@@ -35,6 +35,7 @@ EXAMPLES = {
     "inspect": ('--video clip.mp4 --policy inf-mllm,window "What is there?"', "--text page.txt --layer 0 -o pictures"),
     "bench": ("--policy full,inf-mllm --context 2k,32k --kv-budget 2048", "-m random:qwen2.5-vl-3b --repeat 3 -o csv"),
     "plan": ("-m qwen2.5-vl-7b --profile orin-nano-8gb", "-m qwen2.5-vl-3b --profile all"),
+    "serve": ("-m qwen2.5-vl-3b --media-path videos", "--host 0.0.0.0 --api-key-file keys.txt"),
     "policies": ("", "inf-mllm", "--json"),
     "profiles": ("", "orin-nano-8gb", "--json"),
     "models": ("", "qwen2.5-vl-3b", "--json"),

@@ -154,7 +154,7 @@ def _standard_streams() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall, stream
+    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall, serve, stream
     from edgemllm.cli.help import Command
 
     app.command(cls=Command)(chat.chat)
@@ -164,6 +164,7 @@ def _register() -> None:
     app.command(cls=Command)(inspect.inspect)
     app.command(cls=Command)(bench.bench)
     app.command(cls=Command)(plan.plan)
+    app.command(cls=Command)(serve.serve)
     app.command(cls=Command)(catalogue.policies)
     app.command(cls=Command)(models.models)
     app.command(cls=Command)(catalogue.profiles)

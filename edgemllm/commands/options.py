@@ -117,13 +117,23 @@ class ComparedOptions(RequestOptions):
 
 
 @dataclass(frozen=True)
-class ClipOptions:
-    """Which frames of a recording."""
+class SamplingOptions:
+    """How densely videos are sampled."""
 
     fps: Annotated[float, option("--fps", help="Frames per second to look at.", panel=MEDIA)] = 1.0
     max_frames: Annotated[
         int | None, option("--max-frames", help="Maximum number of frames, spread evenly over the video.", panel=MEDIA)
     ] = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Return it as keywords of `Video.open`, without a span."""
+        return {"fps": self.fps, "max_frames": self.max_frames}
+
+
+@dataclass(frozen=True)
+class ClipOptions(SamplingOptions):
+    """Which frames of a recording."""
+
     start: Annotated[str | None, option("--start", help="Start at this time: 90, 1:30 or 1m30s.", panel=MEDIA)] = None
     end: Annotated[str | None, option("--end", help="Stop at this time.", panel=MEDIA)] = None
 
@@ -132,10 +142,6 @@ class ClipOptions:
         start = parse_time(self.start) if self.start else 0.0
         end = parse_time(self.end) if self.end else None
         return {**self.sampling(), "start": start, "end": end}
-
-    def sampling(self) -> dict[str, Any]:
-        """Return what applies to other videos too: how densely they are sampled, without the span."""
-        return {"fps": self.fps, "max_frames": self.max_frames}
 
 
 @dataclass(frozen=True)

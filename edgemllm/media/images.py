@@ -20,17 +20,23 @@ def is_image(source: str) -> bool:
     return Path(source).suffix.lower() in IMAGES
 
 
-def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") -> Frame:
+def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "", most_pixels: int | None = None) -> Frame:
     """Read one image file, rotated as its EXIF orientation says. Raises MissingError and MediaError."""
     with opening(path, MediaError):
         if not Path(path).is_file():
             raise MissingError(f"no image {path}", "give an existing jpg, png, bmp or webp file")
+        file = open(path, "rb")
+    with file:
+        return decode_image(file, path, seconds, index, name, most_pixels)
+
+
+def decode_image(
+    file: BinaryIO, path: str, seconds: float = 0.0, index: int = 0, name: str = "", most_pixels: int | None = None
+) -> Frame:
+    """Decode an open image; `path` is what messages call it. Raises MediaError, for more than `most_pixels` too."""
+    refuse_bomb(file, path, most_pixels)
     try:
-        with opening(path, MediaError):
-            file = open(path, "rb")
-        with file:
-            refuse_bomb(file, path)
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
             if "A" in upright.getbands() or "transparency" in upright.info:
                 # Transparency lies on white, as in transformers.
@@ -38,19 +44,21 @@ def read_image(path: str, seconds: float = 0.0, index: int = 0, name: str = "") 
                 upright = Image.alpha_composite(white, upright.convert("RGBA"))
             return Frame(np.array(upright.convert("RGB")), seconds, index, name)
     except (OSError, SyntaxError, ValueError) as error:
-        size = Path(path).stat().st_size
+        size = file.seek(0, 2)
         raise MediaError(f"{path} cannot be read as an image ({size} bytes): {error}", "save it again as jpg") from error
 
 
-def refuse_bomb(file: BinaryIO, name: str) -> None:
+def refuse_bomb(file: BinaryIO, name: str, most_pixels: int | None = None) -> None:
     """Raise MediaError for an image too large to decode without taking gigabytes; reads only its header."""
     try:
-        Image.open(file)
+        width, height = Image.open(file).size
     except Image.DecompressionBombError as error:
         file.seek(0)
         raise MediaError(_too_large(file, name), "scale it down") from error
     except (OSError, SyntaxError, ValueError):
-        pass  # whoever decodes it says what is wrong with it
+        return  # whoever decodes it says what is wrong with it
+    if most_pixels is not None and width * height > most_pixels:
+        raise MediaError(f"{name}: {width} x {height} pixels are more than {most_pixels / 10**6:g} million", "scale it down")
 
 
 def _too_large(file: BinaryIO, name: str) -> str:

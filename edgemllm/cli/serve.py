@@ -1,0 +1,37 @@
+"""`edgemllm serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import typer
+
+from edgemllm.cli.groups import grouped
+from edgemllm.commands import options
+from edgemllm.commands.interrupts import Interrupts
+from edgemllm.commands.serve.extra import check_extra
+from edgemllm.commands.serve.options import SafetyOptions, ServerOptions
+
+
+@grouped()
+def serve(
+    *,
+    server: ServerOptions,
+    safety: SafetyOptions,
+    clip: options.SamplingOptions,
+    size: options.DetailOptions,
+    run: options.RequestOptions,
+    reply: options.AnswerOptions,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Answer OpenAI's API, about text, pictures and video.
+
+    One model in memory answers many clients by turns, each answer in a KV cache of its own; all caches are planned before.
+    """
+    check_extra()
+    with Interrupts() as interrupts:  # before anything slow is imported
+        from edgemllm.commands.serve import command
+
+        command.serve(server, safety, clip, size, run, reply, quiet, verbose, dry_run)
+    if interrupts.code:
+        raise typer.Exit(interrupts.code)

@@ -1,0 +1,1 @@
+"""`edgemllm serve`: an OpenAI-compatible server, its sessions and its page."""

@@ -1,0 +1,119 @@
+"""One model, many users: the thread that computes, a step of one piece of work after a step of another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+IDLE_S = 0.01
+"""How long work that had nothing to do is left alone."""
+
+Work = Iterator[bool]
+"""Gives True after a step that computed something, False where it waits for others; closed in the same thread."""
+
+
+class Turn:
+    """Work that takes its turns, until it ends or is cancelled."""
+
+    def __init__(self, work: Work, ended: Callable[[BaseException | None], None]) -> None:
+        self.work, self.ended = work, ended
+        self.used = 0.0
+        """Seconds it has computed, and more where it came later than others: who used least is next."""
+        self.wakes = 0.0
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """End it before its next step; any thread may call this."""
+        self.cancelled = True
+
+
+class Turns:
+    """Computes in one thread, so that one model serves all; whoever has computed least gets the next step.
+
+    Turns are fair by time, not by count: tokens of an answer are not held up by each other's frames.
+    """
+
+    def __init__(self) -> None:
+        self._turns: list[Turn] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._floor = 0.0
+        """What the latest to compute had used: nobody who comes or wakes has a claim to the time before."""
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Return whether somebody computes."""
+        return self._thread.is_alive()
+
+    @property
+    def count(self) -> int:
+        """Return how many pieces of work take turns."""
+        return len(self._turns)
+
+    def add(self, work: Work, ended: Callable[[BaseException | None], None]) -> Turn:
+        """Let work take turns; `ended` is called in the model's thread, with what it raised or None."""
+        turn = Turn(work, ended)
+        with self._changed:
+            turn.used = self._floor
+            self._turns.append(turn)
+            self._changed.notify()
+        return turn
+
+    def stop(self) -> None:
+        """Cancel everything, and wait until it has ended."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self.alive:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (turn := self._next()) is not None:
+            self._step(turn)
+        for turn in self._turns:
+            self._end(turn, None)
+
+    def _next(self) -> Turn | None:
+        """Wait for the turn that has used least among those that are awake; None when all is to end."""
+        with self._changed:
+            while not self._stopping:
+                now = time.monotonic()
+                awake = [turn for turn in self._turns if turn.wakes <= now or turn.cancelled]
+                if awake:
+                    return min(awake, key=lambda turn: turn.used)
+                self._changed.wait(min((turn.wakes - now for turn in self._turns), default=None))
+        return None
+
+    def _step(self, turn: Turn) -> None:
+        began, failure, over = time.monotonic(), None, turn.cancelled
+        try:
+            busy = not over and next(turn.work)
+        except StopIteration:
+            over = True
+        except BaseException as error:
+            over, failure = True, error
+        if over:
+            with self._changed:
+                self._turns.remove(turn)
+            self._end(turn, failure)
+            return
+        now = time.monotonic()
+        if busy:
+            start = max(turn.used, self._floor) if turn.wakes else turn.used
+            self._floor, turn.used, turn.wakes = max(self._floor, start), start + now - began, 0.0
+        else:
+            turn.wakes = now + IDLE_S
+
+    def _end(self, turn: Turn, failure: BaseException | None) -> None:
+        """Close work, and report how it ended. What closing raises is no reason for others to stop."""
+        try:
+            turn.work.close()  # type: ignore[attr-defined]
+        except BaseException as error:
+            failure = failure or error
+        turn.ended(failure)
