@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgemllm import policies
 from edgemllm.cache.focus import room
-from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS
+from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS, packs
 from edgemllm.device import detect, memory
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
@@ -90,6 +90,11 @@ class Decision:
     focus: tuple[str, ...]
     """Texts whose queries score the cache, beforehand."""
 
+    @property
+    def head_quant(self) -> str:
+        """Return how embeddings and output head are quantised: in 8 bits beside packed weights, else not at all."""
+        return "int8" if packs(self.quant, self.device) and not self.facts.stored_as else "none"
+
     def describe(self) -> dict[str, Any]:
         """Return the fields every run's JSON begins with."""
         return {
@@ -97,6 +102,7 @@ class Decision:
             "profile": self.profile.name,
             "policy": self.policy_name,
             "quant": self.quant,
+            "head_quant": self.head_quant,
             "dtype": self.dtype,
             "device": self.device,
             "focus": list(self.focus),
@@ -193,7 +199,7 @@ def _decide(
     profile, policy_name, policy, budget = wanted
     focus = _focus(request, policy_name, policy)
     device, dtype, free = _machine(request, profile, elsewhere)
-    spec = facts.spec.with_patches(facts.sizes.patches)
+    spec = replace(facts.spec.with_patches(facts.sizes.patches), on_cpu=device == "cpu")
     case = Case(
         profile=profile,
         memory=free,
@@ -201,7 +207,7 @@ def _decide(
         shape=replace(facts.shape, itemsize=ITEM_BYTES[dtype], focus=room(policy, len(focus))),
         policy=policy,
         policy_name=policy_name,
-        quant=_quant(request, facts, profile),
+        quant=_quant(request, facts, profile, device),
         dtype=dtype,
         chunk=request.chunk or profile.chunk,
         budget=budget,
@@ -263,8 +269,10 @@ def _worth_it(case: Case) -> bool:
         return False
 
 
-def _quant(request: Request, facts: ModelFacts, profile: DeviceProfile) -> str:
+def _quant(request: Request, facts: ModelFacts, profile: DeviceProfile, device: str) -> str:
     """Return how to quantise the weights; none for a checkpoint that was quantised beforehand."""
+    if request.quant == "int4" and device != "cpu":
+        raise UsageError(f"--quant int4 is packed for processors, and this runs on {device}", "--quant nf4")
     if facts.prequantised_with:
         if request.quant not in ("auto", "none"):
             raise UsageError(

@@ -132,9 +132,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", llama(), Kind.Q8_0)
 
 
-@pytest.mark.parametrize(("quant", "dtype"), [("none", "bfloat16"), ("nf4", "float32"), ("int8", "bfloat16")])
+@pytest.mark.parametrize(
+    ("quant", "dtype"), [("none", "bfloat16"), ("nf4", "float32"), ("int8", "float32"), ("int4", "float32")]
+)
 def test_weights_are_those_of_the_same_model_in_safetensors(quant: str, dtype: str, file: Path, tmp_path: Path) -> None:
-    if quant != "none":
+    if quant == "nf4":
         pytest.importorskip("bitsandbytes")
     model = after(llama(), Kind.Q8_0)
     model.save_pretrained(tmp_path)
@@ -198,9 +200,9 @@ def test_a_plan_reports_what_loading_takes_of_the_host(file: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see anonymous memory")
-@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize("quant", ["none", "nf4", "int4"])
 def test_host_memory_peaks_near_the_result_and_below_the_plan(quant: str, tmp_path: Path) -> None:
-    if quant != "none":
+    if quant == "nf4":
         pytest.importorskip("bitsandbytes")
     sizes = {**SIZES, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "head_dim": 256}
     path = write(tmp_path / "model.gguf", LlamaForCausalLM(LlamaConfig(**sizes)), Kind.F16)

@@ -63,9 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see anonymous memory")
-@pytest.mark.parametrize("quant", ["none", "nf4"])
+@pytest.mark.parametrize("quant", ["none", "nf4", "int4"])
 def test_host_memory_peaks_near_the_weights(folder: Path, quant: str) -> None:
-    if quant != "none":
+    if quant == "nf4":
         pytest.importorskip("bitsandbytes")
     done = subprocess.run([sys.executable, "-c", PEAK, str(folder), quant], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -108,13 +108,14 @@ def reshaped(tensors: Tensors) -> None:
         (without("language_model"), r"lacks \d\d of 148 tensors, first ", "none"),
         (without("layers.3.mlp.down_proj.weight"), "lacks 1 of 148 tensors, first .*layers.3.mlp.down_proj.weight", "nf4"),
         (renamed, "lacks 6 of 148 tensors.*6 of other names, first .*mlp.w3", "none"),
+        (without("layers.3.mlp.down_proj.weight"), "lacks 1 of 148 tensors, first .*layers.3.mlp.down_proj.weight", "int4"),
         (reshaped, "1 tensors do not have the shapes of config.json, first .*norm.weight: 7 instead of ", "nf4"),
     ],
 )
 def test_weights_that_are_not_all_there_are_refused(
     change: Callable[[Tensors], object], says: str, quant: str, tmp_path: Path
 ) -> None:
-    if quant != "none":
+    if quant == "nf4":
         pytest.importorskip("bitsandbytes")
     with pytest.raises(MissingError, match=says):
         loading.load(loading.locate(str(changed(tmp_path / "model", change))), quant)

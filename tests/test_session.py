@@ -218,8 +218,9 @@ def test_a_wrong_session_file_is_refused_with_a_reason(demo: ModelFamily, tmp_pa
 def test_a_session_belongs_to_its_weights_and_dtype(tmp_path: Path) -> None:
     """However they are stored: what a forward pass leaves of quantised weights gives the same fingerprint."""
     path = tmp_path / "state.edge"
-    for quant, dtype in (("none", "float32"), ("none", "bfloat16"), ("int8", "float32"), ("nf4", "float32")):
-        if quant != "none":
+    kinds = [("none", "float32"), ("none", "bfloat16"), ("int8", "float32"), ("int4", "float32"), ("nf4", "float32")]
+    for quant, dtype in kinds:
+        if quant == "nf4":
             pytest.importorskip("bitsandbytes")
         families = [loading.load(loading.locate("demo"), quant, dtype) for _ in range(2)]
         session = Session(families[0], StreamingLLM(), 64, chunk=16)
@@ -249,12 +250,15 @@ def test_a_system_prompt_that_comes_too_late_is_refused(demo: ModelFamily, tmp_p
         session_file.load(Session(demo, Full(), None, system="Talk."), path)
 
 
-@pytest.mark.parametrize("quant", ["nf4", "int8"])
+@pytest.mark.parametrize("quant", ["nf4", "int8", "int4"])
 def test_quantisation_touches_the_language_model_alone(quant: str) -> None:
-    pytest.importorskip("bitsandbytes")
+    if quant == "nf4":
+        pytest.importorskip("bitsandbytes")
     family = loading.load(loading.locate("demo"), quant=quant)
-    kind = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quant]
+    kind = {"nf4": "Linear4bit", "int8": "Int8Linear", "int4": "Int4Linear"}[quant]
     changed = [name for name, module in family.model.named_modules() if type(module).__name__ == kind]
+    if quant == "int8":
+        changed.remove("lm_head")
     assert len(changed) == 6 * 7
     assert all(name.startswith("model.language_model.layers") for name in changed)
     session = Session(family, InfMLLM(), 128, chunk=32)

@@ -79,7 +79,7 @@ class RequestOptions:
             "--kv-budget", help="2048 tokens per layer, 512MiB in total, 25% of what full would hold, or auto.", panel=MEMORY
         ),
     ] = "auto"
-    quant: Annotated[str, option("--quant", help="Weights: auto, none, nf4 or int8.", panel=MODEL)] = "auto"
+    quant: Annotated[str, option("--quant", help="Weights: auto, none, nf4, int8 or (on a CPU) int4.", panel=MODEL)] = "auto"
     dtype: Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)] = "auto"
     device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)] = "auto"
     chunk: Annotated[

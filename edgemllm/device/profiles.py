@@ -63,7 +63,7 @@ class DeviceProfile:
     """The type of weights that are not quantised, of activations and of the cache."""
 
     weights: str
-    """Quantisation of the language model: none, nf4 or int8."""
+    """Quantisation of the language model: none, nf4, int8 or, on a CPU, int4."""
 
     chunk: int
     """Tokens a prefill step takes at once."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgemllm.choices import packs
+from edgemllm.models.packed import pack_embeddings
 from edgemllm.models.quantisation import quantised, require_bitsandbytes
 
 Fill = Callable[[nn.Module, Callable[[nn.Module], None]], None]
@@ -20,8 +22,7 @@ Fill = Callable[[nn.Module, Callable[[nn.Module], None]], None]
 
 def assemble(model: Any, quant: str, dtype: torch.dtype, device: str, fill: Fill) -> Any:
     """Give a model on the `meta` device memory and values, and quantise the decoder's linear layers one by one."""
-    if quant != "none":
-        require_bitsandbytes(quant)
+    require_bitsandbytes(quant, device)
     inside = {id(module) for module in model.get_decoder().modules()}
     made: dict[int, nn.Parameter] = {}
     for parent, name, module, initialise in [*_modules(model, model), (model, "", model, model._init_weights)]:
@@ -30,6 +31,8 @@ def assemble(model: Any, quant: str, dtype: torch.dtype, device: str, fill: Fill
         if quant != "none" and id(module) in inside and type(module) is nn.Linear:
             setattr(parent, name, quantised(module, quant, dtype))
             module.weight.data = module.weight.new_empty(0)  # this loop and `made` hold on to the full one
+    if packs(quant, device):
+        pack_embeddings(model, dtype)
     model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id
     return model
 

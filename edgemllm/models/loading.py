@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgemllm.choices import ITEM_BYTES
+from edgemllm.choices import ITEM_BYTES, packs
 from edgemllm.device.heap import keep_heap, release_freed_pages
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
@@ -23,7 +23,8 @@ from edgemllm.models.gguf import tokenizer as gguf_tokenizer
 from edgemllm.models.gguf.configuration import config_of
 from edgemllm.models.gguf.header import Header, is_gguf
 from edgemllm.models.gguf.header import read as read_header
-from edgemllm.models.quantisation import method_of, recipe, stored_as, without_cpu_repacking
+from edgemllm.models.packed import pack
+from edgemllm.models.quantisation import method_of, recipe, require_bitsandbytes, stored_as, without_cpu_repacking
 from edgemllm.models.spec import ModelSpec, cache_spec
 from edgemllm.models.weights import check_complete
 
@@ -111,7 +112,7 @@ def load(
     trust_remote_code: bool = False,
     detail: Detail = ANY,
 ) -> ModelFamily:
-    """Read the weights, or make them. `quant` is none, nf4 or int8; only the language model's layers are quantised.
+    """Read the weights, or make them. `quant` is none, nf4, int8 or int4; only the language model is quantised.
 
     A checkpoint that was quantised beforehand is loaded as it is, whatever `quant` says.
     """
@@ -123,6 +124,7 @@ def load(
     auto = getattr(transformers, family.auto_class)
     kind = getattr(torch, dtype)
     quant = "none" if checkpoint.prequantised_with else quant
+    require_bitsandbytes(quant, device)
     if checkpoint.gguf is not None:
         return _load_gguf(checkpoint, family, auto, quant, kind, device, detail)
     if checkpoint.folder is None:
@@ -130,16 +132,28 @@ def load(
 
         model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
         return _ready(family, model, byte_tokenizer(checkpoint.config), "", detail)
+    model = _read(checkpoint, family, auto, quant, kind, device, trust_remote_code)
+    tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
+    return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
+
+
+def _read(
+    checkpoint: Checkpoint, family: type[ModelFamily], auto: Any, quant: str, dtype: Any, device: str, trust_remote_code: bool
+) -> Any:
+    """Return the model of a folder in transformers format. Raises MissingError, and UsageError for a method not installed."""
+    import torch
+
     options: dict[str, Any] = {}
-    if quant != "none":
-        options["quantization_config"] = recipe(quant, kind, checkpoint.config)
+    packed = packs(quant, device)
+    if quant != "none" and not packed:
+        options["quantization_config"] = recipe(quant, dtype, checkpoint.config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
             model, info = auto.from_pretrained(
                 checkpoint.folder,
                 config=checkpoint.config,
-                dtype=kind,
+                dtype="auto" if packed else dtype,  # as it is stored, weights stay in the mapped file until they are packed
                 device_map={"": device},  # never auto: on unified memory it would put layers on "the CPU", or on disk
                 use_safetensors=True,
                 attn_implementation=family.attention,
@@ -161,8 +175,9 @@ def load(
             reason = str(error).splitlines()[0]
             raise MissingError(f"model {checkpoint.name}: weights cannot be read: {reason}", "fetch it again") from error
     check_complete(checkpoint.name, model, info)
-    tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
-    return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
+    if packed:
+        pack(model, quant, dtype)
+    return model
 
 
 def _load_gguf(

@@ -1,4 +1,8 @@
-"""Weights in 8 or 4 bits through bitsandbytes: the language model's linear layers, never the vision tower or the head."""
+"""Which quantisation a model has, and weights in 8 or 4 bits: the language model's, never those of the vision tower.
+
+On a processor int8 and int4 are torch's packed weights (packed.py). Everything else goes through bitsandbytes, which leaves the
+output head as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgemllm.choices import packs
 from edgemllm.errors import UsageError
+from edgemllm.models import packed
 from edgemllm.models.spec import ModelSpec
 
 BLOCK = 64
@@ -18,11 +24,13 @@ NF4 = {"quant_type": "nf4", "compress_statistics": True}
 
 
 def quantisation_of(model: Any) -> str:
-    """Return what the loaded modules really are: nf4, int8, a ready-made method such as awq, or none."""
+    """Return what the loaded modules really are: nf4, int8, int4, a ready-made method such as awq, or none."""
     kinds = {type(module).__name__ for module in model.modules()}
+    if "Int4Linear" in kinds:
+        return "int4"
     if "Linear4bit" in kinds:
         return "nf4"
-    if "Linear8bitLt" in kinds:
+    if kinds & {"Linear8bitLt", "Int8Linear"}:
         return "int8"
     return method_of(model.config) or "none"
 
@@ -44,20 +52,21 @@ def stored_as(config: Any) -> str:
     return "nf4" if four else "int8"
 
 
-def require_bitsandbytes(quant: str) -> None:
-    """Raise UsageError where it is not installed."""
+def require_bitsandbytes(quant: str, device: str) -> None:
+    """Raise UsageError where it is needed and not installed."""
+    if quant == "none" or packs(quant, device):
+        return
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UsageError(
             f"--quant {quant} needs bitsandbytes, which is not installed",
-            "pip install 'edgemllm[quant]', or --quant none",
+            "pip install 'edgemllm[quant]', or --quant none" + (", int8 or int4" if device == "cpu" else ""),
         ) from error
 
 
 def recipe(quant: str, dtype: torch.dtype, config: Any) -> Any:
-    """Return what transformers needs to quantise while it reads."""
-    require_bitsandbytes(quant)
+    """Return what transformers needs to quantise with bitsandbytes while it reads."""
     from transformers import BitsAndBytesConfig
 
     untouched = list(ModelSpec.from_config(config).not_quantised)
@@ -86,10 +95,12 @@ def without_cpu_repacking(model: Any) -> Any:
 
 def quantised(linear: nn.Linear, quant: str, dtype: torch.dtype) -> nn.Module:
     """Return one linear layer in `quant`, on its device; the full weight is dropped."""
+    device, weight = linear.weight.device, linear.weight.data
+    if packs(quant, device.type):
+        return packed.packed(linear, quant)
     import bitsandbytes as bnb
 
     rows, columns, bias = linear.out_features, linear.in_features, linear.bias
-    device, weight = linear.weight.device, linear.weight.data
     made: nn.Module
     with torch.device("meta"):
         if quant == "nf4":

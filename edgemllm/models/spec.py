@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm.cache.size import CacheSpec
-from edgemllm.choices import ITEM_BYTES, QUANTISATIONS
+from edgemllm.choices import ITEM_BYTES, PACKED
 from edgemllm.errors import UsageError
+from edgemllm.models.matrix import matrix_bytes, packed_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +106,9 @@ class ModelSpec:
     stored_bytes: int | None = None
     """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
 
+    on_cpu: bool = False
+    """Runs on a processor, where int8 and int4 are torch's packed weights, embeddings and output head included."""
+
     def with_patches(self, patches: int | None) -> ModelSpec:
         """Return the same with pictures of `patches` patches; None leaves the size that the tower has."""
         if self.vision is None or patches is None:
@@ -120,24 +124,35 @@ class ModelSpec:
         fixed = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
         return self.linear_parameters + fixed
 
+    def packs(self, quant: str) -> bool:
+        """Return whether `quant` means torch's packed weights: no other device has 4 bits in this form."""
+        return quant == "int4" or (self.on_cpu and quant in PACKED)
+
     def linear_bytes(self, quant: str, dtype: str) -> int:
         """Return the bytes of all quantisable weights under `quant`."""
-        return sum(shape.count * matrix_bytes(shape.rows, shape.columns, quant, dtype) for shape in self.linears)
+        size = packed_bytes if self.packs(quant) else matrix_bytes
+        return sum(shape.count * size(shape.rows, shape.columns, quant, dtype) for shape in self.linears)
+
+    def head_bytes(self, rows: int, quant: str, dtype: str) -> int:
+        """Return the bytes of `rows` rows of embeddings or output head: packed ones take 8 bits."""
+        size = packed_bytes if self.packs(quant) else matrix_bytes
+        return size(rows, self.hidden, "int8" if self.packs(quant) else "none", dtype)
 
     def weights_bytes(self, quant: str, dtype: str) -> int:
-        """Return the bytes of all weights: only the language model's linear layers shrink."""
+        """Return the bytes of all weights: the language model's linear layers shrink, and packed embeddings."""
         if self.stored_bytes is not None:
             return self.stored_bytes
-        kept = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
-        return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
+        kept = self.other_text_parameters + self.vision_parameters
+        embeddings = self.head_bytes(self.embedding_parameters // self.hidden, quant, dtype)
+        return self.linear_bytes(quant, dtype) + embeddings + kept * ITEM_BYTES[dtype]
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
         """Return the weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
-        kept = self.other_text_parameters + self.vocab * self.hidden
         if self.stored_bytes is not None:
             unread = self.vision_parameters + self.embedding_parameters - self.vocab * self.hidden
             return max(0, self.stored_bytes - unread * ITEM_BYTES[dtype])
-        return self.linear_bytes(quant, dtype) + kept * ITEM_BYTES[dtype]
+        kept = self.other_text_parameters * ITEM_BYTES[dtype]
+        return self.linear_bytes(quant, dtype) + self.head_bytes(self.vocab, quant, dtype) + kept
 
     @classmethod
     def from_config(cls, config: Any) -> ModelSpec:
@@ -196,20 +211,6 @@ def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
         )
     windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return windows if any(windows) else ()
-
-
-def matrix_bytes(rows: int, columns: int, quant: str, dtype: str) -> int:
-    """Return the bytes that one weight matrix takes, as bitsandbytes 0.50 really stores it (a test compares)."""
-    count = rows * columns
-    if quant == "nf4":
-        # Half a byte a weight; a byte of scale for 64 of them; a float for 256 of those; two code tables and an offset.
-        blocks = -(-count // 64)
-        return -(-count // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
-    if quant == "int8":
-        return count + 4 * rows  # one float of scale a row
-    if quant == "none":
-        return count * ITEM_BYTES[dtype]
-    raise UsageError(f"not a quantisation: '{quant}'", f"--quant takes auto, {', '.join(QUANTISATIONS)}")
 
 
 def _on_meta(config: Any) -> Any:

@@ -14,7 +14,9 @@ WEIGHT_BYTES = 12
 CONVERSION_BYTES = 16 << 20
 """Of unpacking slices of a GGUF file's tensors, what the heap keeps of that between the weights, and the tokenizer."""
 QUANTISING = {"none": 0, "nf4": 1, "int8": 16}
-"""Bytes of a value that quantising a matrix takes besides the matrix itself."""
+"""Bytes of a value that quantising a matrix with bitsandbytes takes besides the matrix itself."""
+PACKING_BYTES = 16 << 20
+"""Of packing, or unpacking, a part of a matrix (packed.py)."""
 
 
 def conversion_bytes(spec: ModelSpec, quant: str, dtype: str, resident: bool) -> int:
@@ -23,7 +25,10 @@ def conversion_bytes(spec: ModelSpec, quant: str, dtype: str, resident: bool) ->
     `resident`: the result stays in the host's memory too, and is part of it.
     """
     matrix = max((shape.rows * shape.columns for shape in spec.linears), default=0) if quant != "none" else 0
-    staged = CONVERSION_BYTES + matrix * (ITEM_BYTES[dtype] + QUANTISING[quant])
+    if spec.packs(quant):  # embeddings and head come last
+        staged = CONVERSION_BYTES + PACKING_BYTES + (spec.embedding_parameters + matrix) * ITEM_BYTES[dtype]
+    else:
+        staged = CONVERSION_BYTES + matrix * (ITEM_BYTES[dtype] + QUANTISING[quant])
     return staged + (spec.weights_bytes(quant, dtype) if resident else 0)
 
 
@@ -52,8 +57,8 @@ def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratc
     Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.
     Per token seen by attention: its mask column, rotated key and the repeated key and value of grouped heads, and the
     weights that a policy watches; or, where it is more, what a compaction before takes. Once: the last row's logits in
-    float32 and in dtype, and the scratch of quantised products: nf4 unpacks the largest matrix, int8 multiplies into
-    32-bit integers.
+    float32 and in dtype, and the scratch of quantised products: nf4 unpacks the largest matrix, int8 of bitsandbytes
+    multiplies into 32-bit integers, packed weights take and give 16 bits and unpack a part.
     """
     item = ITEM_BYTES[dtype]
     heads = spec.heads + 2 * spec.kv_heads
@@ -63,7 +68,9 @@ def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratc
     compaction = 4 * scratch.compaction_copies * spec.kv_heads * spec.head_dim + spec.heads * scratch.window * WEIGHT_BYTES
     per_token = max(attention, compaction)
     once = spec.vocab * (4 + item)
-    if quant == "nf4":
+    if spec.packs(quant):
+        once += PACKING_BYTES + max((chunk * 2 * (2 * shape.rows + shape.columns) for shape in spec.linears), default=0)
+    elif quant == "nf4":
         once += max((shape.rows * shape.columns for shape in spec.linears), default=0) * item
     elif quant == "int8":
         once += max((chunk * (4 * shape.rows + shape.columns) for shape in spec.linears), default=0)

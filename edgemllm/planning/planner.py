@@ -71,9 +71,10 @@ def _smaller_weights(case: Case) -> list[_Change]:
     # Keys and values shrink with the weights.
     half = {"dtype": "bfloat16", "shape": replace(case.shape, itemsize=ITEM_BYTES["bfloat16"])}
     changes: list[_Change] = [("--dtype bfloat16", half)] if case.dtype == "float32" else []
-    changes += [(f"--quant {name}", {"quant": name}) for name in ("int8", "nf4") if _shrinks(case, name)]
-    if case.dtype == "float32" and case.quant != "nf4":
-        changes.append(("--dtype bfloat16 --quant nf4", {**half, "quant": "nf4"}))
+    least = "int4" if case.spec.on_cpu else "nf4"
+    changes += [(f"--quant {name}", {"quant": name}) for name in ("int8", least) if _shrinks(case, name)]
+    if case.dtype == "float32" and case.quant != least:
+        changes.append((f"--dtype bfloat16 --quant {least}", {**half, "quant": least}))
     return changes
 
 

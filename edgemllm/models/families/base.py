@@ -96,7 +96,8 @@ class ModelFamily:
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.text_model.get_input_embeddings().weight.dtype
+        table = self.text_model.get_input_embeddings()
+        dtype: torch.dtype = getattr(table, "dtype", table.weight.dtype)  # a packed table's weight is integers
         return dtype
 
     @property

@@ -1,0 +1,100 @@
+"""Weights packed for a processor: the model they give is the one of the weights they stand for, within bfloat16's rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from media import picture
+from tiny import MODELS, VISION_MODELS, Tiny, random_ids
+
+from edgemllm.errors import UsageError
+from edgemllm.launch import Request, plan_only
+from edgemllm.models import packed
+from edgemllm.models.packed import Int4Linear, Int8Linear, PackedEmbedding, PackedLinear
+from edgemllm.policies.full import Full
+
+pytestmark = pytest.mark.usefixtures("inference")
+QUANTS = {"int8": Int8Linear, "int4": Int4Linear}
+ROUNDING = 0.02
+"""Of a model of three layers whose products go in and out in 8 bits of mantissa, against its logits' spread."""
+
+
+def pair(make, quant: str) -> tuple[Tiny, Tiny]:
+    """A packed model, and the same architecture with the weights that the packed ones stand for."""
+    small, full = make(), make()
+    packed.pack(small.model, quant, torch.float32)
+    for name, module in small.model.named_modules():
+        if isinstance(module, PackedLinear):
+            full.model.get_submodule(name).weight.data = module.dense().float()
+    embedding = small.text.get_input_embeddings()
+    assert isinstance(embedding, PackedEmbedding)
+    full.text.get_input_embeddings().weight.data = embedding.weight.float() * embedding.scales[:, None].float()
+    return small, full
+
+
+def off(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / (want - want.mean()).norm())
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_a_packed_model_is_that_of_its_dequantised_weights(make, quant: str) -> None:
+    small, full = pair(make, quant)
+    ids = random_ids(60)
+    want = full.run(full.text_chunk(ids), 100, Full())
+    for size in (100, 1):  # unpacked for a prompt, packed for a token
+        assert off(small.run(small.text_chunk(ids), size, Full()), want) < ROUNDING
+
+
+@pytest.mark.parametrize("make", VISION_MODELS, ids=lambda make: make.__name__)
+def test_what_a_packed_model_sees_is_untouched(make) -> None:
+    small, full = pair(make, "int4")
+    mine, theirs = (tiny.family.image(picture(1), 0) for tiny in (small, full))
+    assert off(mine.embeds, theirs.embeds) < 1e-5
+    assert not any(isinstance(module, PackedLinear) for name, module in small.model.named_modules() if "vision" in name)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 100])
+@pytest.mark.parametrize(("outputs", "inputs"), [(97, 64), (64, 96), (192, 640)])
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inputs: int, rows: int) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(inputs, outputs)
+    small, x = QUANTS[quant](linear.weight, linear.bias), torch.randn(2, rows, inputs)
+    assert off(small.dense().float(), linear.weight) < {"int8": 0.01, "int4": 0.1}[quant]
+    assert off(small(x), x @ small.dense().float().T + linear.bias) < 0.01
+    assert QUANTS[quant](linear.weight)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_processor_without_bfloat16_multiplies_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, x = Int4Linear(torch.randn(64, 64)), torch.randn(100, 64)
+    want = small(x)
+    monkeypatch.setattr(packed, "_computes_half", lambda: False)
+    assert off(small(x), want) < 0.01
+
+
+def test_codes_of_four_bits_are_found_again_where_a_byte_holds_neighbouring_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As processors without AVX pack them, whose products cannot be tried here."""
+    codes = torch.randint(0, 16, (64, 64), dtype=torch.int32)
+
+    def convert(codes: torch.Tensor, _: int) -> torch.Tensor:
+        pairs = codes.view(-1, 16, codes.shape[1]).transpose(1, 2).unflatten(2, (8, 2)).to(torch.uint8)
+        return (pairs[..., 1] << 4 | pairs[..., 0]).reshape(len(codes), -1)
+
+    monkeypatch.setattr(packed.ops, "_convert_weight_to_int4pack_for_cpu", convert)
+    packed._layout.cache_clear()
+    small = Int4Linear(torch.zeros(64, 64))
+    small.weight.data, small.scales.data[..., 0] = convert(codes, 1), 1
+    small.scales.data[..., 1] = 8
+    assert torch.equal(small.dense().int(), codes)
+    packed._layout.cache_clear()
+
+
+def test_rows_that_are_not_whole_groups_take_8_bits() -> None:
+    assert isinstance(packed.packed(torch.nn.Linear(72, 64), "int4"), Int8Linear)
+
+
+def test_4_packed_bits_are_refused_on_cuda_in_one_line() -> None:
+    with pytest.raises(UsageError, match="int4 is packed for processors, and this runs on cuda") as error:
+        plan_only(Request("random:qwen2.5-vl-3b", profile="orin-nano-8gb", quant="int4"))
+    assert error.value.hint == "--quant nf4"
