@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,13 @@ READY = "(API: /docs)"
 @contextmanager
 def serving(*arguments: str, cwd: Path | None = None) -> Iterator[Served]:
     """`edgemllm serve ARGUMENTS`, until the block ends."""
-    running = start("serve", "--port", "0", *arguments, cwd=cwd)
+    with tempfile.TemporaryDirectory() as state:
+        kept = () if "--state" in arguments else ("--state", state)
+        running = start("serve", "--port", "0", *kept, *arguments, cwd=cwd)
+        yield from _running(running)
+
+
+def _running(running: Running) -> Iterator[Served]:
     try:
         running.wait_for(READY)
         served = Served(running)

@@ -8,7 +8,7 @@ from edgemllm.cli.groups import grouped
 from edgemllm.commands import options
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.serve.extra import check_extra
-from edgemllm.commands.serve.options import SafetyOptions, ServerOptions
+from edgemllm.commands.serve.options import SafetyOptions, ServerOptions, WatchOptions
 
 
 @grouped()
@@ -16,6 +16,7 @@ def serve(
     *,
     server: ServerOptions,
     safety: SafetyOptions,
+    watch: WatchOptions,
     clip: options.SamplingOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -32,6 +33,6 @@ def serve(
     with Interrupts() as interrupts:  # before anything slow is imported
         from edgemllm.commands.serve import command
 
-        command.serve(server, safety, clip, size, run, reply, quiet, verbose, dry_run)
+        command.serve(server, safety, watch, clip, size, run, reply, quiet, verbose, dry_run)
     if interrupts.code:
         raise typer.Exit(interrupts.code)

@@ -65,7 +65,7 @@ class Answer:
         else:
             self._output.close()
 
-    def _steps(self, conversation: Conversation) -> Iterator[bool]:
+    def _steps(self, conversation: Conversation) -> Iterator[float]:
         began = time.monotonic()
         question = conversation.exchanges[-1].question if conversation.has_media else None
         session = self.engine.session(conversation.system, question)

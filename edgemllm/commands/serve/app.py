@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,6 +21,8 @@ from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.guard import Guard, Rules
 from edgemllm.commands.serve.lanes import Lanes
 from edgemllm.commands.serve.refusal import form, status_of, told
+from edgemllm.commands.serve.sessions import routes
+from edgemllm.commands.serve.sessions.registry import Registry
 from edgemllm.errors import EdgeError
 from edgemllm.version import __version__
 
@@ -57,15 +60,23 @@ REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Failure, "descrip
 
 
 def build(
-    engine: Engine, lanes: Lanes, rules: Rules, cors: Sequence[str], say: Callable[[str], None], every: bool = False
+    engine: Engine,
+    lanes: Lanes,
+    registry: Registry,
+    rules: Rules,
+    cors: Sequence[str],
+    say: Callable[[str], None],
+    every: bool = False,
 ) -> ASGIApp:
     """Return the application; `say` reports refused requests, and with `every` all of them."""
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         engine.turns.start()
+        await registry.bring_back()
         yield
-        engine.turns.stop()
+        registry.close()
+        await anyio.to_thread.run_sync(engine.turns.stop)
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -78,6 +89,7 @@ def build(
     _errors(app, say)
     _house(app, engine)
     app.include_router(completions.routes(engine, lanes))
+    app.include_router(routes.routes(registry))
     guarded: ASGIApp = Guard(app, rules, engine.metrics, say, every)
     if cors:
         guarded = CORSMiddleware(guarded, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])

@@ -5,26 +5,27 @@ from __future__ import annotations
 import logging
 import socket
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
 from edgemllm.commands import options
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.commands.serve.app import build
+from edgemllm.commands.serve.budget import bounded, times
 from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.guard import Rules, is_loopback
 from edgemllm.commands.serve.lanes import Lanes
 from edgemllm.commands.serve.media import Limits, Media
 from edgemllm.commands.serve.memory_plan import MemoryPlan, Share
-from edgemllm.commands.serve.options import SafetyOptions, ServerOptions
+from edgemllm.commands.serve.options import SafetyOptions, ServerOptions, WatchOptions
+from edgemllm.commands.serve.sessions.registry import Registry
+from edgemllm.commands.serve.sessions.sources import Sources
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import UsageError
-from edgemllm.launch import Launch, Request, prepare
 from edgemllm.models.chat import Sampling
 
-MOST_TOKENS = 4096
-"""What `--kv-budget auto` gives one of many caches, at most: the rest of the memory is for others."""
 LEAVE_S = 5
 """What answers get to finish when the server ends; `docker stop` waits ten seconds."""
 
@@ -32,6 +33,7 @@ LEAVE_S = 5
 def serve(
     server: ServerOptions,
     safety: SafetyOptions,
+    watch: WatchOptions,
     clip: options.SamplingOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -49,10 +51,9 @@ def serve(
     rules = Rules(safety.keys(), safety.most_bytes)
     if not (rules.keys or is_loopback(server.host)):
         raise UsageError(f"--host {server.host} is open to others, and there is no key", "--api-key $(openssl rand -hex 32)")
-    media = Media(
-        Limits(safety.folder(), safety.allow_private, safety.most_bytes, safety.most_pixels, clip.fps, clip.max_frames)
-    )
-    launch = _prepare(run.request(system=reply.system, detail=size.detail(), known=["What is there?"]), server.parallel)
+    media, addresses, periods = Media(_limits(safety, clip)), watch.addresses(run.model), watch.periods()
+    request = run.request(system=reply.system, detail=size.detail(), known=["What is there?"])
+    launch = times(bounded(request), server.parallel)
     if dry_run:
         stop_after(launch, json=False)
     memory = MemoryPlan(launch.plan)
@@ -63,27 +64,29 @@ def serve(
         sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
         engine = Engine(launch, session.family, sampling, media, memory)
         del session
-        lanes = Lanes(server.parallel, server.queue, engine.metrics)
-        app = build(engine, lanes, rules, safety.cors, say, verbose)
+        registry = Registry(engine, Sources(addresses, media, clip.fps), watch.folder(), periods, say)
+        app = build(engine, Lanes(server.parallel, server.queue, engine.metrics), registry, rules, safety.cors, say, verbose)
         caches = f"{server.parallel} answers at once in {human_bytes(launch.plan.kv_bytes)} of {human_bytes(memory.room)}"
         say(f"serving {engine.name} at {_address(listening)} (API: /docs), {caches}")
         logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.CRITICAL)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=LEAVE_S, server_header=False)
-        uvicorn.Server(config).run(sockets=[listening])
+        _Server(config, registry.hang_up).run(sockets=[listening])
 
 
-def _prepare(request: Request, count: int) -> Launch:
-    """Return the launch of `count` caches of one size, planned together."""
-    launch = prepare(request)
-    tokens = launch.budget or launch.plan.kv_budget_tokens
-    if request.kv_budget == "auto" and (launch.budget is None or tokens > MOST_TOKENS):
-        launch = prepare(replace(request, kv_budget=str(min(tokens, MOST_TOKENS))), checkpoint=launch.checkpoint)
-    one = launch.plan
-    total = one.total_bytes + (count - 1) * one.kv_bytes
-    plan = replace(one, kv_bytes=count * one.kv_bytes, total_bytes=total, fits=total <= one.free_bytes)
-    if one.fits and not plan.fits:
-        plan = replace(plan, suggestions=(f"a --parallel below {count}, or a smaller --kv-budget",))
-    return replace(launch, plan=plan)
+class _Server(uvicorn.Server):
+    """Ends what never ends by itself as soon as a signal comes."""
+
+    def __init__(self, config: uvicorn.Config, hang_up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._hang_up = hang_up
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._hang_up()
+        super().handle_exit(sig, frame)
+
+
+def _limits(safety: SafetyOptions, clip: options.SamplingOptions) -> Limits:
+    return Limits(safety.folder(), safety.allow_private, safety.most_bytes, safety.most_pixels, clip.fps, clip.max_frames)
 
 
 def _listen(server: ServerOptions) -> socket.socket:

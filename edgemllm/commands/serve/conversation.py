@@ -9,6 +9,7 @@ from pathlib import Path
 from edgemllm.commands.serve.media import Clip, Media
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import ImagePart, Message, TextPart
+from edgemllm.commands.serve.turns import BUSY, WAITING
 from edgemllm.media.feed import Feed, raise_error
 from edgemllm.media.frame import Frame
 from edgemllm.models.chat import Sampling
@@ -82,23 +83,23 @@ def _ask(exchanges: list[Exchange], message: Message, media: Media, folder: Path
             exchange.shown.append(part.text)
 
 
-def take_in(session: Session, exchanges: Sequence[Exchange]) -> Iterator[bool]:
+def take_in(session: Session, exchanges: Sequence[Exchange]) -> Iterator[float]:
     """Show everything, and put the questions; the last one waits for `answer`."""
     for exchange in exchanges:
         for shown in exchange.shown:
             yield from show(session, shown)
         for _ in session.put(exchange.question, (exchange.answer or "").strip()):
-            yield True
+            yield BUSY
 
 
-def show(session: Session, shown: Shown) -> Iterator[bool]:
+def show(session: Session, shown: Shown) -> Iterator[float]:
     """Show one thing: a video batch by batch, without waiting for its decoder."""
     if isinstance(shown, Frame):
         session.show(shown)
-        yield True
+        yield BUSY
     elif isinstance(shown, str):
         session.see_or_hear(shown)
-        yield True
+        yield BUSY
     else:
         video = shown.open()
         session.begin(video.interval)
@@ -107,11 +108,11 @@ def show(session: Session, shown: Shown) -> Iterator[bool]:
                 frames = feed.take(FRAMES_AT_ONCE, wait_s=0)
                 if frames:
                     session.see(frames)
-                yield bool(frames)
+                yield BUSY if frames else WAITING
         raise_error(feed)
 
 
-def answer(session: Session, sampling: Sampling, stops: Sequence[str], say: Callable[[str], None]) -> Iterator[bool]:
+def answer(session: Session, sampling: Sampling, stops: Sequence[str], say: Callable[[str], None]) -> Iterator[float]:
     """Answer the question that was put, a token a turn, up to the first of `stops`."""
     said, held = False, ""
     for piece in session.answer(sampling):
@@ -121,7 +122,7 @@ def answer(session: Session, sampling: Sampling, stops: Sequence[str], say: Call
         if safe:
             say(safe)
             said, held = True, held[len(safe) :]
-        yield True
+        yield BUSY
         if not whole:
             session.stop()
             return

@@ -34,8 +34,13 @@ class Output(Generic[T]):
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (item,))
 
+    def end(self, failure: BaseException | None) -> None:
+        """Say that nothing more comes, and why; called in the model's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.close, failure)
+
     def close(self, failure: BaseException | None = None) -> None:
-        """Say that nothing more comes, and why; called in the loop's own thread."""
+        """Do the same in the loop's own thread."""
         self._queue.put_nowait(failure)
 
     async def __aiter__(self) -> AsyncIterator[T]:
@@ -84,7 +89,7 @@ class Engine:
         )
 
 
-async def take_turns(turns: Turns, steps: Iterator[bool]) -> None:
+async def take_turns(turns: Turns, steps: Iterator[float]) -> None:
     """Let steps take turns until they end. Cancelled, it ends them before the next one, and waits until their cache is gone."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[BaseException | None] = loop.create_future()
@@ -104,7 +109,7 @@ async def take_turns(turns: Turns, steps: Iterator[bool]) -> None:
         raise failure
 
 
-def _guarded(steps: Iterator[bool]) -> Iterator[bool]:
+def _guarded(steps: Iterator[float]) -> Iterator[float]:
     """Give the same steps, with one error for every shape in which memory runs out."""
     with out_of_memory():
         yield from steps

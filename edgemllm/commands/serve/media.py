@@ -59,10 +59,13 @@ class Media:
         """Return a picture. Raises Refusal and MediaError."""
         if url.startswith("file:"):
             return read_image(str(self.file(url)), most_pixels=self.limits.most_pixels)
-        content = self.content(url)
-        if not PICTURE.match(content):
+        return self.decode(BytesIO(self.content(url)))
+
+    def decode(self, file: BytesIO) -> Frame:
+        """Return a picture that was sent. Raises Refusal and MediaError."""
+        if not PICTURE.match(file.getvalue()[:16]):
             raise Refusal(400, "the picture has no format that is known", "JPEG, PNG, WebP, GIF or BMP", code="invalid_image")
-        return decode_image(BytesIO(content), "the picture", most_pixels=self.limits.most_pixels)
+        return decode_image(file, "the picture", most_pixels=self.limits.most_pixels)
 
     def video(self, link: VideoLink, folder: Path) -> Clip:
         """Return a video that can be opened, kept in `folder` if it was sent or fetched. Raises Refusal and EdgeErrors."""

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from edgemllm.commands.options import MEDIA, MEMORY, option
+from edgemllm.commands.options import MEDIA, MEMORY, RUN, option
 from edgemllm.device.memory import parse_bytes
 from edgemllm.errors import MissingError, UsageError, opening
+from edgemllm.units import parse_time
 
 SERVER, SAFETY = "Server", "Safety"
+LECTURE = Path(__file__).parents[2] / "assets" / "demo" / "lecture.mp4"
+
+
+@dataclass(frozen=True)
+class Periods:
+    """How long a session stays in memory, and unwritten."""
+
+    sleep_s: float
+    """Without source and request; then it sleeps on disk."""
+    save_s: float
+    """While its source goes on."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,44 @@ class ServerOptions:
         int, option("--parallel", help="Chat answers at once, each with a cache of its own.", panel=MEMORY, min=1)
     ] = 2
     queue: Annotated[int, option("--queue", help="Requests that may wait for one of them.", panel=SERVER, min=0)] = 256
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """Sessions that stay."""
+
+    source: Annotated[
+        list[str], option("--source", help="What sessions may watch, NAME=ADDRESS; repeatable. [default: none]", panel=MEDIA)
+    ] = field(default_factory=list)
+    state: Annotated[
+        Path | None,
+        option("--state", help="Folder in which sessions sleep. [default: edgemllm/serve of XDG_STATE_HOME]", panel=RUN),
+    ] = None
+    sleep_after: Annotated[
+        str, option("--sleep-after", help="Sessions without source and request sleep on disk after this time.", panel=RUN)
+    ] = "10m"
+    save_every: Annotated[
+        str, option("--save-every", help="How often a session that watches is written to disk.", panel=RUN)
+    ] = "10m"
+
+    def addresses(self, model: str) -> dict[str, str]:
+        """Return the sources by name; the demo model has its lecture. Raises UsageError."""
+        found = {"lecture": str(LECTURE)} if model == "demo" else {}
+        for each in self.source:
+            name, equals, address = (part.strip() for part in each.partition("="))
+            if not (name and equals and address) or "/" in name:
+                raise UsageError(f"--source {each!r} is no name and address", "--source door=rtsp://camera/live")
+            found[name] = address
+        return found
+
+    def periods(self) -> Periods:
+        """Return `--sleep-after` and `--save-every` in seconds. Raises UsageError."""
+        return Periods(parse_time(self.sleep_after), parse_time(self.save_every))
+
+    def folder(self) -> Path:
+        """Return `--state`, or where the system keeps such things."""
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return self.state or Path(home) / "edgemllm" / "serve"
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 
-IDLE_S = 0.01
-"""How long work that had nothing to do is left alone."""
+Work = Iterator[float]
+"""Gives after each step how many seconds it can be left alone; closed in the thread in which it runs."""
 
-Work = Iterator[bool]
-"""Gives True after a step that computed something, False where it waits for others; closed in the same thread."""
+BUSY, WAITING, RESTING = 0.0, 0.01, math.inf
+"""It has computed and would go on at once; it had nothing to do; it has nothing to do until it is woken."""
 
 
 class Turn:
-    """Work that takes its turns, until it ends or is cancelled."""
+    """Work that takes its turns, until it ends or is cancelled. Any thread may call its methods."""
 
-    def __init__(self, work: Work, ended: Callable[[BaseException | None], None]) -> None:
-        self.work, self.ended = work, ended
+    def __init__(self, work: Work, ended: Callable[[BaseException | None], None], changed: threading.Condition) -> None:
+        self.work, self.ended, self._changed = work, ended, changed
         self.used = 0.0
         """Seconds it has computed, and more where it came later than others: who used least is next."""
         self.wakes = 0.0
+        """When it is to take a step; 0: at once, as before."""
+        self.rested = False
+        """It did not want its latest turns."""
         self.cancelled = False
 
     def cancel(self) -> None:
-        """End it before its next step; any thread may call this."""
+        """End it before its next step."""
         self.cancelled = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let it take a step now."""
+        with self._changed:
+            self.wakes = min(self.wakes, time.monotonic())
+            self._changed.notify()
 
 
 class Turns:
@@ -51,14 +62,9 @@ class Turns:
         """Return whether somebody computes."""
         return self._thread.is_alive()
 
-    @property
-    def count(self) -> int:
-        """Return how many pieces of work take turns."""
-        return len(self._turns)
-
     def add(self, work: Work, ended: Callable[[BaseException | None], None]) -> Turn:
         """Let work take turns; `ended` is called in the model's thread, with what it raised or None."""
-        turn = Turn(work, ended)
+        turn = Turn(work, ended, self._changed)
         with self._changed:
             turn.used = self._floor
             self._turns.append(turn)
@@ -84,16 +90,19 @@ class Turns:
         with self._changed:
             while not self._stopping:
                 now = time.monotonic()
-                awake = [turn for turn in self._turns if turn.wakes <= now or turn.cancelled]
+                awake = [turn for turn in self._turns if turn.wakes <= now]
                 if awake:
-                    return min(awake, key=lambda turn: turn.used)
-                self._changed.wait(min((turn.wakes - now for turn in self._turns), default=None))
+                    turn = min(awake, key=lambda turn: turn.used)
+                    turn.rested, turn.wakes = turn.wakes > 0, math.inf
+                    return turn
+                rest = min((turn.wakes for turn in self._turns), default=math.inf) - now
+                self._changed.wait(None if math.isinf(rest) else rest)
         return None
 
     def _step(self, turn: Turn) -> None:
-        began, failure, over = time.monotonic(), None, turn.cancelled
+        began, failure, over, rest = time.monotonic(), None, turn.cancelled, BUSY
         try:
-            busy = not over and next(turn.work)
+            rest = BUSY if over else next(turn.work)
         except StopIteration:
             over = True
         except BaseException as error:
@@ -104,11 +113,11 @@ class Turns:
             self._end(turn, failure)
             return
         now = time.monotonic()
-        if busy:
-            start = max(turn.used, self._floor) if turn.wakes else turn.used
-            self._floor, turn.used, turn.wakes = max(self._floor, start), start + now - began, 0.0
-        else:
-            turn.wakes = now + IDLE_S
+        if rest == BUSY:
+            start = max(turn.used, self._floor) if turn.rested else turn.used
+            self._floor, turn.used = max(self._floor, start), start + now - began
+        with self._changed:  # it may have been woken meanwhile
+            turn.wakes = min(turn.wakes, now + rest if rest else 0.0)
 
     def _end(self, turn: Turn, failure: BaseException | None) -> None:
         """Close work, and report how it ended. What closing raises is no reason for others to stop."""

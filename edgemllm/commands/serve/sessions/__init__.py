@@ -1,0 +1,1 @@
+"""Sessions that stay: watched sources, questions on the way, sleep and restarts."""

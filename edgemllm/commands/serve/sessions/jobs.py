@@ -1,0 +1,132 @@
+"""What requests want of a session, as steps in the model's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgemllm.commands.serve.conversation import answer
+from edgemllm.commands.serve.refusal import Refusal
+from edgemllm.commands.serve.sessions.broadcast import Broadcast
+from edgemllm.commands.serve.sessions.sleeper import Record, Sleeper
+from edgemllm.commands.serve.turns import BUSY
+from edgemllm.media.frame import Frame
+from edgemllm.models.chat import Sampling
+from edgemllm.models.tokens import pieces
+
+
+class Host(Protocol):
+    """The session in which a job is done."""
+
+    sleeper: Sleeper
+    record: Record
+    broadcast: Broadcast
+    interval: float
+    """Seconds between two frames that are sent without a time."""
+    picture: Frame | None
+    """The latest frame."""
+
+    def ask_due(self, now: float) -> Iterator[float]:
+        """Ask the standing questions that are due up to a time of the stream."""
+
+
+@dataclass
+class Job:
+    """Steps of a session; `put` gets what they bring, `end` how they ended."""
+
+    steps: Callable[[Host, Job], Iterator[float]]
+    put: Callable[[Any], None]
+    end: Callable[[BaseException | None], None]
+    gone: bool = False
+    """Nobody waits for it any more."""
+
+    def leave(self) -> None:
+        """Note that nobody waits for it any more."""
+        self.gone = True
+
+
+@dataclass
+class Seen:
+    """A frame is shown, at a time of the stream, or one frame after the latest."""
+
+    frame: Frame
+    seconds: float | None = None
+
+    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+        session = host.sleeper.wake()
+        before = session.meter.video_s
+        now = self.seconds if self.seconds is not None else before + host.interval * bool(session.meter.frames)
+        if now < before:
+            raise Refusal(400, f"time {now:g} is before {before:g}, that of the latest frame", param="time")
+        yield from host.ask_due(now)
+        session.see([Frame(self.frame.pixels, now, session.meter.frames)])
+        host.picture = self.frame
+        yield BUSY
+
+
+@dataclass
+class Read:
+    """A text is read, whole lines."""
+
+    text: str
+
+    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+        session = host.sleeper.wake()
+        whole = self.text if self.text.endswith("\n") else self.text + "\n"
+        for number, (_, piece) in enumerate(pieces([whole], 8 * session.chunk)):
+            session.read_on(piece, begin=not number)
+            yield BUSY
+
+
+@dataclass
+class Asked:
+    """A question is answered: pieces of text, then the object that describes the answer."""
+
+    question: str
+    sampling: Sampling
+    stops: list[str]
+
+    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+        session, said = host.sleeper.wake(), [""]
+        began, video_s = time.time(), session.meter.video_s
+
+        def say(text: str) -> None:
+            said.append(text)
+            job.put(text)
+
+        putting = session.put(self.question)
+        try:
+            for _ in putting:
+                yield BUSY
+        except GeneratorExit:  # half a question would be no session that can be saved
+            for _ in putting:
+                pass
+            raise
+        for rest in answer(session, self.sampling, self.stops, say):
+            if job.gone:
+                session.stop()
+            yield rest
+        text = "".join(said).rstrip()
+        told = {"question": self.question, "answer": text, "video_s": round(video_s, 3), "at": round(began, 3)}
+        told |= {"stopped": True} if job.gone else {}
+        host.record.answers.append(told)
+        host.broadcast.tell("answer", **told, kv=session.kv())
+        job.put(told)
+
+
+@dataclass
+class Done:
+    """Something is done at once, and its result given."""
+
+    action: Callable[[], Any]
+
+    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+        job.put(self.action())
+        yield BUSY
+
+
+def nobody(steps: Callable[[Host, Job], Iterator[float]]) -> Job:
+    """Return a job that no request waits for."""
+    return Job(steps, lambda item: None, lambda failure: None)
