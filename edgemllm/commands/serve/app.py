@@ -20,6 +20,7 @@ from edgemllm.commands.serve import completions
 from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.guard import Guard, Rules
 from edgemllm.commands.serve.lanes import Lanes
+from edgemllm.commands.serve.page import add_page
 from edgemllm.commands.serve.refusal import form, status_of, told
 from edgemllm.commands.serve.sessions import routes
 from edgemllm.commands.serve.sessions.registry import Registry
@@ -88,6 +89,7 @@ def build(
     )
     _errors(app, say)
     _house(app, engine)
+    add_page(app)
     app.include_router(completions.routes(engine, lanes))
     app.include_router(routes.routes(registry))
     guarded: ASGIApp = Guard(app, rules, engine.metrics, say, every)
