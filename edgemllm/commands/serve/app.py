@@ -66,10 +66,9 @@ def build(
     registry: Registry,
     rules: Rules,
     cors: Sequence[str],
-    say: Callable[[str], None],
     every: bool = False,
 ) -> ASGIApp:
-    """Return the application; `say` reports refused requests, and with `every` all of them."""
+    """Return the application, which reports refused requests, and with `every` all of them."""
 
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
@@ -87,12 +86,13 @@ def build(
         lifespan=running,
         responses=REFUSALS,
     )
-    _errors(app, say)
+    _errors(app, engine.say)
     _house(app, engine)
     add_page(app)
     app.include_router(completions.routes(engine, lanes))
     app.include_router(routes.routes(registry))
-    guarded: ASGIApp = Guard(app, rules, engine.metrics, say, every)
+    app.openapi()["components"]["schemas"]["ChatRequest"]["properties"]["model"]["enum"] = [engine.name]
+    guarded: ASGIApp = Guard(app, rules, engine.metrics, engine.say, every)
     if cors:
         guarded = CORSMiddleware(guarded, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
     return guarded

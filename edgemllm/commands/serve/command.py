@@ -26,6 +26,8 @@ from edgemllm.device.memory import human_bytes
 from edgemllm.errors import UsageError
 from edgemllm.models.chat import Sampling
 
+MOST_CONNECTIONS = 2048
+"""More get 503 at once."""
 LEAVE_S = 5
 """What answers get to finish when the server ends; `docker stop` waits ten seconds."""
 
@@ -62,14 +64,21 @@ def serve(
         session.format  # noqa: B018 a model that cannot chat is refused here, before somebody asks
         memory.reserve("answers", Share.of(launch.plan))
         sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
-        engine = Engine(launch, session.family, sampling, media, memory)
+        engine = Engine(launch, session.family, sampling, media, memory, say)
         del session
-        registry = Registry(engine, Sources(addresses, media, clip.fps), watch.folder(), periods, say)
-        app = build(engine, Lanes(server.parallel, server.queue, engine.metrics), registry, rules, safety.cors, say, verbose)
+        registry = Registry(engine, Sources(addresses, media, clip.fps), watch.folder(), periods)
+        app = build(engine, Lanes(server.parallel, server.queue, engine.metrics), registry, rules, safety.cors, verbose)
         caches = f"{server.parallel} answers at once in {human_bytes(launch.plan.kv_bytes)} of {human_bytes(memory.room)}"
         say(f"serving {engine.name} at {_address(listening)} (API: /docs), {caches}")
         logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.CRITICAL)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=LEAVE_S, server_header=False)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=LEAVE_S,
+        )
         _Server(config, registry.hang_up).run(sockets=[listening])
 
 

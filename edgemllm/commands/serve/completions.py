@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from edgemllm.commands.serve.answers import Answer, Summary
 from edgemllm.commands.serve.engine import Engine
-from edgemllm.commands.serve.events import EventStream, event, while_there
+from edgemllm.commands.serve.events import STREAMED, EventStream, event, while_there
 from edgemllm.commands.serve.lanes import Lanes
 from edgemllm.commands.serve.refusal import Refusal, told
 from edgemllm.commands.serve.schema import ChatRequest
@@ -33,7 +33,7 @@ def routes(engine: Engine, lanes: Lanes) -> APIRouter:
         _check_model(engine, name)
         return model
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """Answer a conversation that may show pictures and videos; with `stream` as server-sent events."""
         _check_model(engine, body.model)

@@ -6,17 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgemllm.commands.serve.media import Clip, Media
+from edgemllm.commands.serve.media import Clip, Media, Picture
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import ImagePart, Message, TextPart
 from edgemllm.commands.serve.turns import BUSY, WAITING
 from edgemllm.media.feed import Feed, raise_error
-from edgemllm.media.frame import Frame
 from edgemllm.models.chat import Sampling
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.session import Session
 
-Shown = Frame | Clip | str
+Shown = Picture | Clip | str
 """What stands in a user's turn before its question: a picture, a video, or words among them."""
 
 
@@ -94,8 +93,8 @@ def take_in(session: Session, exchanges: Sequence[Exchange]) -> Iterator[float]:
 
 def show(session: Session, shown: Shown) -> Iterator[float]:
     """Show one thing: a video batch by batch, without waiting for its decoder."""
-    if isinstance(shown, Frame):
-        session.show(shown)
+    if isinstance(shown, Picture):
+        session.show(shown.open())
         yield BUSY
     elif isinstance(shown, str):
         session.see_or_hear(shown)

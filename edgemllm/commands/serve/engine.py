@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -60,6 +60,8 @@ class Engine:
     """How answers are made where a request says nothing."""
     media: Media
     memory: MemoryPlan
+    say: Callable[[str], None]
+    """Reports a line to whoever runs the server."""
     metrics: Metrics = field(default_factory=Metrics)
     turns: Turns = field(default_factory=Turns)
 

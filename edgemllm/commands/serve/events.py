@@ -16,6 +16,8 @@ from edgemllm.commands.serve.refusal import Refusal
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to hold nothing back."""
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""How the API describes a response that may be a stream."""
 GONE = 499
 """What nginx calls a request whose client did not wait."""
 

@@ -8,14 +8,14 @@ import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from edgemllm.commands.serve.fetch import fetch
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import VideoLink
 from edgemllm.media.frame import Frame
-from edgemllm.media.images import decode_image, read_image
+from edgemllm.media.images import decode_image, read_image, refuse_bomb
 from edgemllm.media.video import Video
 
 PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP", re.DOTALL)
@@ -38,6 +38,17 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that was checked, and is decoded when its turn comes: one at a time, however many a request has."""
+
+    source: BytesIO | Path
+
+    def open(self) -> Frame:
+        """Decode it. Raises MediaError."""
+        return decode_image(self.source, "the picture") if isinstance(self.source, BytesIO) else read_image(str(self.source))
+
+
+@dataclass(frozen=True)
 class Clip:
     """A video that was checked, and is opened when its turn comes."""
 
@@ -55,17 +66,27 @@ class Media:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
 
-    def picture(self, url: str) -> Frame:
-        """Return a picture. Raises Refusal and MediaError."""
+    def picture(self, url: str) -> Picture:
+        """Return the picture at an address. Raises Refusal and MediaError."""
         if url.startswith("file:"):
-            return read_image(str(self.file(url)), most_pixels=self.limits.most_pixels)
-        return self.decode(BytesIO(self.content(url)))
+            path = self.file(url)
+            with path.open("rb") as file:
+                self._check_picture(file)
+            return Picture(path)
+        return self.sent(self.content(url))
 
-    def decode(self, file: BytesIO) -> Frame:
+    def sent(self, content: bytes) -> Picture:
         """Return a picture that was sent. Raises Refusal and MediaError."""
-        if not PICTURE.match(file.getvalue()[:16]):
+        file = BytesIO(content)
+        self._check_picture(file)
+        return Picture(file)
+
+    def _check_picture(self, file: BinaryIO) -> None:
+        if not PICTURE.match(file.read(16)):
             raise Refusal(400, "the picture has no format that is known", "JPEG, PNG, WebP, GIF or BMP", code="invalid_image")
-        return decode_image(file, "the picture", most_pixels=self.limits.most_pixels)
+        file.seek(0)
+        refuse_bomb(file, "the picture", self.limits.most_pixels)
+        file.seek(0)
 
     def video(self, link: VideoLink, folder: Path) -> Clip:
         """Return a video that can be opened, kept in `folder` if it was sent or fetched. Raises Refusal and EdgeErrors."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from edgemllm.commands.serve.conversation import answer
+from edgemllm.commands.serve.media import Picture
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.sessions.broadcast import Broadcast
 from edgemllm.commands.serve.sessions.sleeper import Record, Sleeper
@@ -51,7 +52,7 @@ class Job:
 class Seen:
     """A frame is shown, at a time of the stream, or one frame after the latest."""
 
-    frame: Frame
+    picture: Picture
     seconds: float | None = None
 
     def __call__(self, host: Host, job: Job) -> Iterator[float]:
@@ -61,8 +62,9 @@ class Seen:
         if now < before:
             raise Refusal(400, f"time {now:g} is before {before:g}, that of the latest frame", param="time")
         yield from host.ask_due(now)
-        session.see([Frame(self.frame.pixels, now, session.meter.frames)])
-        host.picture = self.frame
+        frame = self.picture.open()
+        session.see([replace(frame, time=now, index=session.meter.frames)])
+        host.picture = frame
         yield BUSY
 
 

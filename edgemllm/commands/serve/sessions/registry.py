@@ -8,7 +8,6 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,8 @@ AGAIN_S = 10.0
 class Registry:
     """Sessions by name, each with a folder below `folder`. Everything is for the loop's thread."""
 
-    def __init__(self, engine: Engine, sources: Sources, folder: Path, periods: Periods, say: Callable[[str], None]) -> None:
-        self.engine, self.sources, self.folder, self.periods, self.say = engine, sources, folder, periods, say
+    def __init__(self, engine: Engine, sources: Sources, folder: Path, periods: Periods) -> None:
+        self.engine, self.sources, self.folder, self.periods = engine, sources, folder, periods
         self.sessions: dict[str, Watched] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ class Registry:
                 watched = self._add(file.parent.name, wish, await anyio.to_thread.run_sync(self._launch, wish))
                 await anyio.to_thread.run_sync(watched.sleeper.peek)
             except (EdgeError, ValueError, KeyError, OSError) as error:
-                self.say(f"session {file.parent.name} cannot come back: {error}")
+                self.engine.say(f"session {file.parent.name} cannot come back: {error}")
                 continue
             watched.start()
             if wish.source is not None:

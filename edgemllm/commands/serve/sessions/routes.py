@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from io import BytesIO
 from typing import Annotated, Any
 
 import anyio
 import cv2
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 
 from edgemllm import policies
 from edgemllm.commands.serve.engine import Output
-from edgemllm.commands.serve.events import EventStream, event, while_there
+from edgemllm.commands.serve.events import STREAMED, EventStream, event, while_there
 from edgemllm.commands.serve.refusal import Refusal, told
 from edgemllm.commands.serve.sessions.jobs import Asked, Done, Host, Job, Read, Seen
 from edgemllm.commands.serve.sessions.registry import Registry
@@ -95,9 +94,8 @@ def _input(router: APIRouter, registry: Registry) -> None:
         watched = registry.get(name)
         if watched.wish.source is not None:
             raise Refusal(409, "this session has a source of its own", "a session without one", code="has_source")
-        content = await request.body()
-        frame = await anyio.to_thread.run_sync(registry.engine.media.decode, BytesIO(content))
-        await _done(request, watched, Seen(frame, time))
+        picture = registry.engine.media.sent(await request.body())
+        await _done(request, watched, Seen(picture, time))
         return registry.described(name)
 
     @router.post("/sessions/{name}/text")
@@ -106,7 +104,7 @@ def _input(router: APIRouter, registry: Registry) -> None:
         await _done(request, registry.get(name), Read(body.text))
         return registry.described(name)
 
-    @router.post("/sessions/{name}/ask")
+    @router.post("/sessions/{name}/ask", responses=STREAMED)
     async def ask(name: str, body: Question, request: Request) -> Any:
         """Ask about everything seen so far: events `piece` and, at the end, `answer`; one object without `stream`."""
         watched = registry.get(name)
@@ -124,7 +122,7 @@ def _input(router: APIRouter, registry: Registry) -> None:
 
 
 def _output(router: APIRouter, registry: Registry) -> None:
-    @router.get("/sessions/{name}/events")
+    @router.get("/sessions/{name}/events", response_class=StreamingResponse, responses=STREAMED)
     async def events(name: str) -> Any:
         """Give what happens, as server-sent events: stats, answer, lost, back, saved, ended."""
         watched = registry.get(name)

@@ -26,6 +26,8 @@ from edgemllm.planning.peaks import FRAMES_AT_ONCE
 
 QUIET_S = 1.0
 """A session in which nothing happens for so long is written down."""
+AGAIN_S = 60.0
+"""After so long it is tried again to write down what could not be written."""
 STATS_S = 0.5
 """Between two `stats` events."""
 MOST_JOBS = 16
@@ -129,7 +131,7 @@ class Watched:
             with out_of_memory():
                 yield from self._next(feed)
             if time.monotonic() - self.sleeper.written > self.periods.save_s:
-                self.sleeper.save()
+                self._save()
         except Exception as error:
             feed.close()
             self._feed = None
@@ -180,18 +182,29 @@ class Watched:
         if self.sleeper.session is None:
             return RESTING
         quiet = time.monotonic() - self._changed
-        if quiet >= QUIET_S and not self.sleeper.saved:
-            self.sleeper.save()
-            self.broadcast.tell("saved")
+        if quiet >= QUIET_S and not (self.sleeper.saved or self._save()):
+            return AGAIN_S
         if quiet >= self.periods.sleep_s:
-            self.sleeper.save()
             self._leave_memory("asleep")
             return RESTING
         return max(WAITING, (self.periods.sleep_s if self.sleeper.saved else QUIET_S) - quiet)
 
+    def _save(self) -> bool:
+        """Write down what changed; a disk that is full ends no session, and is reported."""
+        try:
+            self.sleeper.save()
+        except EdgeError as error:
+            self.sleeper.written = time.monotonic()
+            self.engine.say(f"warning: session {self.sleeper.name}: {error.message}")
+            self.broadcast.tell("unsaved", reason=error.message)
+            return False
+        self.broadcast.tell("saved")
+        return True
+
     def _fail(self, error: Exception) -> None:
         """Drop a session in which something went wrong; what is on disk can be restored, or asked again."""
         self.reason = error.message if isinstance(error, EdgeError) else f"unexpected {type(error).__name__}"
+        self.engine.say(f"error: session {self.sleeper.name}: {self.reason}")
         self._leave_memory("failed")
 
     def _leave_memory(self, status: str) -> None:
@@ -204,14 +217,12 @@ class Watched:
         """Write down what changed, and let go of everything."""
         if self._feed is not None:
             self._feed.close()
-        try:
-            if not self._deleted:
-                self.sleeper.save()
-        finally:
-            self.sleeper.drop()
-            for job in self._jobs:
-                job.end(Refusal(503, "the server, or the session, has ended", code="session_ended"))
-            self.broadcast.close()
+        if not self._deleted:
+            self._save()
+        self.sleeper.drop()
+        for job in self._jobs:
+            job.end(Refusal(503, "the server, or the session, has ended", code="session_ended"))
+        self.broadcast.close()
 
     # ---- what is told ------------------------------------------------------------------------------------------
 
