@@ -255,7 +255,7 @@ def _focus(request: Request, name: str, policy: CachePolicy) -> tuple[str, ...]:
         raise UsageError("a --focus is empty", "--focus 'people at the door'")
     if request.focus and not policy.takes_focus:
         able = [other for other in policies.names() if policies.build(other, ()).takes_focus]
-        raise UsageError(f"--focus: policy {name} does not score by queries", f"--policy {', '.join(able)}; or omit --focus")
+        raise UsageError(f"--focus: policy {name} takes no focus", f"--policy {', '.join(able)}; or omit --focus")
     if request.focus or not policy.takes_focus:
         return tuple(request.focus)
     return tuple(request.known) if len(request.known) <= MOST_KNOWN else ()

@@ -17,7 +17,7 @@ from torch import Tensor
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
-from edgemllm.cache.focus import Listener, add_focus, room
+from edgemllm.cache.focus import Focus, room
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
@@ -28,6 +28,7 @@ from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
 from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
+from edgemllm.models.finders import finders, listen
 from edgemllm.models.tokens import Token, end_of, pieces, tokenize
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
@@ -101,12 +102,14 @@ class Session:
     def _empty(self) -> KVCache:
         """Return an empty cache, with the queries of the focus in its layers."""
         cache = self.family.new_cache(self.policy, self.budget, self.chunk)
-        if self.policy.takes_focus:
+        if self.policy.takes_focus and self.focus:
+            lookers = finders(self.family)
+            focus = Focus([cache.managed[place] for place in lookers])
             for question in self.focus:
-                alone = self.family.new_cache(Listener(), None, self.chunk)
-                for part in self.family.text(self.family.tokenize(question), 0).split(self.chunk):
-                    forward(self.family.text_model, alone, part)
-                add_focus(cache.managed, alone.managed)
+                alone = listen(self.family, question)
+                focus.add([alone.managed[place] for place in lookers])
+            for layer in cache.managed:
+                layer.focus = focus
         return cache
 
     def clear(self) -> None:

@@ -143,7 +143,7 @@ def test_a_question_that_is_known_keeps_what_it_asks_about() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--policy", "edge", "--focus", "red"), "policy edge does not score by queries"),
+        (("--policy", "window", "--focus", "red"), "policy window takes no focus"),
         (("--policy", "inf-mllm", "--focus", " "), "a --focus is empty"),
         (("--policy", "inf-mllm", "--focus", "red", "--no-focus"), "--focus and --no-focus"),
     ],

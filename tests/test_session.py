@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 
 from edgemllm import policies, session_file
-from edgemllm.cache.focus import focus_attention
+from edgemllm.cache.focus import SHARE, Focus, attention, identities, latest_queries
 from edgemllm.cache.rope import rotate_queries
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading
 from edgemllm.models.chat import Detokenizer, Sampling, choose
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.finders import listen
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
@@ -266,15 +268,26 @@ def test_quantisation_touches_the_language_model_alone(quant: str) -> None:
     assert answer(session)
 
 
-@pytest.mark.parametrize("name", [name for name in policies.names() if policies.build(name, ()).takes_focus])
+FOCUSED = [name for name in policies.names() if policies.build(name, ()).takes_focus]
+
+
+def focus_of(session: Session) -> Focus:
+    focus = session.cache.managed[0].focus
+    assert isinstance(focus, Focus)
+    return focus
+
+
+@pytest.mark.parametrize("name", FOCUSED)
 def test_a_focus_counts_against_the_bytes_and_survives_clearing_and_saving(
     demo: ModelFamily, name: str, tmp_path: Path
 ) -> None:
+    settings = ("window=8",) if hasattr(policies.find(name), "window") else ()
+
     def fresh() -> Session:
-        return Session(demo, policies.build(name, ("window=8",)), 80, 16, focus=("What is red?", "What number was there?"))
+        return Session(demo, policies.build(name, settings), 80, 16, focus=("What is red?", "What number was there?"))
 
     session = fresh()
-    before = [layer.focus for layer in session.cache.managed]
+    before = focus_of(session).queries
     session.watch(clip(60))
     assert session.kv()["bytes"] <= session.kv()["budget_bytes"]
     session_file.save(session, tmp_path / "state")
@@ -282,19 +295,19 @@ def test_a_focus_counts_against_the_bytes_and_survives_clearing_and_saving(
     other = fresh()
     session_file.load(other, tmp_path / "state")
     for each in (session, other):
-        for focus, layer in zip(before, each.cache.managed, strict=True):
-            assert focus is not None
-            assert layer.focus is not None
-            assert torch.equal(focus, layer.focus)
+        for queries, again in zip(itertools.chain(*before), itertools.chain(*focus_of(each).queries), strict=True):
+            assert torch.equal(queries, again)
 
 
+@torch.inference_mode()
 def test_the_focus_looks_at_the_cache_as_the_question_would(demo: ModelFamily) -> None:
     """In the first layer queries depend on nothing before them: there the focus is what asking at the end looks at."""
     question = "What number was with the red circle?"
-    session = Session(demo, InfMLLM(window=32), None, 64, focus=(question,))
+    session = Session(demo, InfMLLM(window=32), None, 64)
     session.watch(clip(20))
-    layer = session.cache.managed[0]
-    length, found = layer.length, focus_attention(layer)
+    layer, queries = session.cache.managed[0], latest_queries(listen(demo, question).managed[0])
+    length = layer.length
+    found = attention(queries, layer, layer.scaling, 0)
     session.feed(demo.text(demo.tokenize(question), session.position))
     rows = layer.length - length
     assert layer.queries is not None
@@ -306,3 +319,26 @@ def test_the_focus_looks_at_the_cache_as_the_question_would(demo: ModelFamily) -
         group = asked[:, head * asked.shape[1] // layer.kv_heads : (head + 1) * asked.shape[1] // layer.kv_heads]
         weights = (group @ keys[:, head : head + 1].mT * layer.scaling).softmax(-1)
         torch.testing.assert_close(found[:, head], weights.amax((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FOCUSED)
+def test_what_was_looked_out_for_stays_in_every_layer(demo: ModelFamily, name: str) -> None:
+    settings = ("window=8",) if hasattr(policies.find(name), "window") else ()
+    policy = policies.build(name, settings)
+    session = Session(demo, policy, 96, 16, focus=("What number was with the red circle?",))
+    session.watch(clip(60))
+    layers = session.cache.managed
+    smallest = min(layers, key=lambda layer: layer.length)
+    size = min(layer.budget or 0 for layer in layers) - 16  # what stays when a chunk comes
+    protected = sum(policy.protected(smallest, size))
+    common = set.intersection(*(set(identities(layer).flatten().tolist()) for layer in layers))
+    assert len(common) >= protected + SHARE * 0.9 * (size - protected)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_a_token_is_the_same_in_every_layer_and_no_other(axes: int) -> None:
+    positions = torch.randint(0, 1 << 20, (axes, 1, 2, 50))
+    layer = types.SimpleNamespace(positions=positions)
+    ids = identities(layer)  # type: ignore[arg-type]
+    assert ids.shape == positions.shape[1:]
+    assert len(ids.unique()) == len(positions.flatten(1).unique(dim=1).T)

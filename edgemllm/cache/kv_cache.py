@@ -102,7 +102,8 @@ class KVCache(Cache):  # type: ignore[misc]
     @property
     def nbytes(self) -> int:
         """Return the bytes of every live tensor."""
-        return sum(layer.nbytes for layer in self.layers)
+        focus = self.managed[0].focus  # shared by all
+        return sum(layer.nbytes for layer in self.layers) + (focus.nbytes if focus else 0)
 
     @property
     def seen(self) -> int:

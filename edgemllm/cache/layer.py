@@ -13,6 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 from edgemllm.cache.columns import columns
 from edgemllm.cache.counts import Counts
 from edgemllm.cache.forward_pass import Pass
+from edgemllm.cache.lookout import Lookout
 from edgemllm.cache.numbering import Numbering
 from edgemllm.cache.rope import Rope, inverse, rotate, rotate_queries
 from edgemllm.cache.scores import attention_weights, group_mean
@@ -26,7 +27,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One decoder layer with room for `budget` tokens (None: grows without end), and the sliding `window` of its attention.
 
     Keys are stored rotated to their slots' positions where `numbering.rotated`, else unrotated. Unrotated are `queries`
-    (B, H, w, D), the latest `query_window` ones, and `focus` (B, H, n, D), those of what will be asked (focus.py).
+    (B, H, w, D), the latest `query_window` ones.
     """
 
     store_rotated: ClassVar[bool] = True
@@ -49,7 +50,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.stats: dict[str, Tensor] = {}
         """What the policy notes about the whole layer."""
         self.queries: Tensor | None = None
-        self.focus: Tensor | None = None
+        self.focus: Lookout | None = None
         self.scaling = 1.0
         self.slots: Slots
         self.numbering: Numbering
@@ -202,7 +203,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return the bytes of every live tensor of this layer."""
         if not self.is_initialized:
             return 0
-        queries = sum(kept.nbytes for kept in (self.queries, self.focus) if kept is not None)
+        queries = 0 if self.queries is None else self.queries.nbytes
         return self.slots.nbytes + queries + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:

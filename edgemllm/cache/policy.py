@@ -61,7 +61,7 @@ class CachePolicy:
     """`observe` receives every query head, (B, H, w, L), instead of the mean of those that share a KV head."""
 
     takes_focus: ClassVar[bool] = False
-    """Scores by `layer.focus` where what will be asked is known (cache/focus.py)."""
+    """Leaves room for what `layer.focus` finds, where it is known what will be asked (cache/focus.py)."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -120,6 +120,8 @@ class CachePolicy:
         if self.shared_heads:
             score = score.mean(1, keepdim=True)
         first, newest = protected_counts(self, layer, self.protected(layer, size))
+        if layer.focus is not None:
+            layer.focus.lift(score, layer, size, first, newest)
         if newest:
             # The newest highest: a budget too small for all of them still keeps the end.
             score[..., layer.length - newest :] = PROTECTED_SCORE * torch.arange(2, newest + 2, device=layer.device)

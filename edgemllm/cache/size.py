@@ -28,7 +28,7 @@ class CacheSpec:
     windows: tuple[int | None, ...] = ()
     """The sliding window of each layer, None for full attention; empty: no layer slides."""
     focus: int = 0
-    """Queries of what will be asked that every managed layer has room for (focus.py)."""
+    """Queries of what will be asked that are kept in all layers together (focus.py)."""
 
     @property
     def sliding(self) -> tuple[int, ...]:
@@ -50,8 +50,10 @@ class CacheSpec:
         These are a policy's queries and layer statistics, and sliding layers that are fed `chunk` tokens.
         """
         slots = sum(window - 1 + chunk for window in self.sliding)
-        queries = self.heads * (policy.query_window + self.focus) * self.head_dim * self.itemsize
-        return self.managed * (queries + 4 * len(policy.layer_stats)) + slots * self.kv_heads * self._slot_bytes("cache")
+        query = self.heads * self.head_dim * self.itemsize
+        queries = query * policy.query_window
+        slots_bytes = slots * self.kv_heads * self._slot_bytes("cache")
+        return query * self.focus + slots_bytes + self.managed * (queries + 4 * len(policy.layer_stats))
 
     def _slot_bytes(self, positions: str, buffers: Sequence[str] = ()) -> int:
         table = columns(self.head_dim, self.head_dim, self.axes, positions, buffers)

@@ -76,6 +76,18 @@ def half_or_least(request: Request, names: Sequence[str], tokens: int) -> list[L
     return line_up(dataclasses.replace(request, kv_budget=str(budget)), names, tokens)
 
 
+def with_focus(launches: Sequence[Launch], questions: int, tokens: int) -> list[Launch]:
+    """Return launches of the same bytes in which policies that take a focus have room for as many questions."""
+    found = [
+        prepare(dataclasses.replace(launch.request, focus=("to be known",) * questions), lambda _: tokens, launch.checkpoint)
+        if launch.policy.takes_focus
+        else launch
+        for launch in launches
+    ]
+    chunk = min(launch.chunk for launch in (*launches, *found))
+    return [dataclasses.replace(launch, chunk=chunk) for launch in found]
+
+
 def check_fit(launches: Sequence[Launch]) -> None:
     """Raise the DoesNotFitError of the first plan that does not fit, before anything is loaded."""
     for launch in launches:

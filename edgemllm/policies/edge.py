@@ -58,6 +58,8 @@ class Edge(CachePolicy):
     decay: Share = 1.0
     """Of the memory at every compaction; 1 never forgets a look."""
 
+    takes_focus: ClassVar[bool] = True
+
     observe_window: ClassVar[int] = ALL
 
     def minimum(self) -> int:

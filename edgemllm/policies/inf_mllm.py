@@ -11,8 +11,6 @@ In the paper the window is the new prompt: `window=prompt`. By default it is the
 of a longer prompt its end, and after a shorter one also what came before it (footage, the last answer). The paper evicts
 when a prompt comes; a hard budget also has to while footage or an answer fills it, and then the latest queries score.
 
-Where what will be asked is known (cache/focus.py), its queries are the window, their maximum is S, and there is no bias.
-
 As published: `positions=cache` (the default), `window=prompt`, `sinks=0`, room made once a prompt (any `slack`). The public
 text of the paper leaves open the split, the scale of the bias and whether heads share one choice: those are fields, their
 sweep is in docs/log.md.
@@ -24,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from edgemllm.cache.focus import focus_attention
 from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import CachePolicy, Count, Share
 
@@ -64,8 +61,6 @@ class InfMLLM(CachePolicy):
         return self.sinks + self.query_window + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        if layer.focus is not None:
-            return focus_attention(layer)
         attention = layer.window_attention(self._rows(layer))
         rows = attention.shape[2]
         # Inside the window a token is seen by fewer rows; those are recent tokens, whose score does not matter.

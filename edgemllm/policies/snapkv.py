@@ -18,7 +18,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from edgemllm.cache.focus import focus_attention
 from edgemllm.lazy import Tensor, torch
 from edgemllm.policies.base import Count, OneShot, Range
 
@@ -49,11 +48,8 @@ class SnapKV(OneShot):
         return self.window + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        if layer.focus is not None:
-            score, window = focus_attention(layer), min(self.window, layer.length)
-        else:
-            attention = layer.window_attention()
-            score, window = attention.sum(2), attention.shape[2]
+        attention = layer.window_attention()
+        score, window = attention.sum(2), attention.shape[2]
         past = layer.length - window
         if past > 0:
             functional = torch.nn.functional

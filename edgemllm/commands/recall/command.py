@@ -13,9 +13,10 @@ import typer
 from edgemllm.commands import figures, options
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.lineup import check_fit, line_up
+from edgemllm.commands.lineup import check_fit, line_up, with_focus
 from edgemllm.commands.recall.calibration import Calibration, calibrate
 from edgemllm.commands.recall.haystacks import Haystacks
+from edgemllm.commands.recall.lecture import IN_VAIN
 from edgemllm.commands.recall.options import AUTO, FORMS, StreamOptions
 from edgemllm.commands.recall.prose import Book, MadeUp, Prose
 from edgemllm.commands.recall.report import plot as draw
@@ -46,7 +47,8 @@ def recall(
     if against is not None and against not in names:
         raise UsageError(f"--against {against} is not among the policies", f"one of {', '.join(names)}")
     prose = MadeUp() if streams.haystack is None else Book(streams.haystack)
-    launches = _launches(run, names, length)
+    questions = streams.facts + (IN_VAIN if needles == ("slides",) else 0) if streams.focus else 0
+    launches = _launches(run, names, length, questions)
     check_fit(launches)
     events = output.events("recall")
     work = Recall(
@@ -63,13 +65,17 @@ def recall(
         raise typer.Exit(work.code)
 
 
-def _launches(run: options.ComparedOptions, names: Sequence[str], length: int) -> list[Launch]:
-    """Return a launch for every policy and budget; the reference, which has no budget, once."""
+def _launches(run: options.ComparedOptions, names: Sequence[str], length: int, questions: int) -> list[Launch]:
+    """Return a launch for every policy and budget; the reference, which has no budget, once.
+
+    `questions`: what is known beforehand of every stream.
+    """
     launches: list[Launch] = []
     for budget in options.listed(run.kv_budget, "--kv-budget"):
+        alike = line_up(run.request(policy=None, kv_budget=budget), names, length, reference=True)
         launches += [
             dataclasses.replace(launch, request=dataclasses.replace(launch.request, kv_budget=budget))
-            for launch in line_up(run.request(policy=None, kv_budget=budget), names, length, reference=True)
+            for launch in (with_focus(alike, questions, length) if questions else alike)
             if launch.budget is not None or launch.policy_name not in {other.policy_name for other in launches}
         ]
     return launches
@@ -126,6 +132,7 @@ class Recall:
         """Return what all runs have in common."""
         described = self.launches[0].describe()
         del described["policy"]
+        described["focus"] = []  # another for every stream
         tried = self.calibration
         return {
             **described, "needles": self.needles[0] if len(self.needles) == 1 else "mixed",
@@ -155,6 +162,7 @@ class Recall:
                     "kv_budget_tokens": launch.budget,
                     "between": kind,
                     "protocol": protocol,
+                    "known_questions": len(launch.focus),
                     **score.as_json(),
                     "against": paired(score.old, rivals[0].old) if rivals else None,
                     "kv": self.kv[kind, protocol, place],
@@ -167,6 +175,8 @@ class Recall:
         if hasattr(launch.policy, "seed"):  # facts lie at the same places in every stream: a sample must not
             seeded: Any = launch.policy
             launch = dataclasses.replace(launch, policy=dataclasses.replace(seeded, seed=stream.haystack.seed))
+        if launch.focus:
+            launch = dataclasses.replace(launch, focus=tuple(stream.haystack.questions))
         session = launch.open(family=self.family)
         self.interrupts.session = session
         with out_of_memory():
@@ -204,7 +214,7 @@ class Recall:
         if not has_chat(self.family):
             return
         first = self.launches[0]
-        request = dataclasses.replace(first.request, policy="full", kv_budget="auto", settings=())
+        request = dataclasses.replace(first.request, policy="full", kv_budget="auto", settings=(), focus=())
         full = prepare(request, lambda _: self.length, first.checkpoint)
         if not full.plan.fits:
             self.needles = FORMS

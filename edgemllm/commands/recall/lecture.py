@@ -11,9 +11,11 @@ from edgemllm.media.frame import Frame
 HOLD = 3
 """Frames for which a slide is shown."""
 HEIGHT, WIDTH = 90, 160
+IN_VAIN = 2
+"""Questions about slides that were never shown."""
 
 
-def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_vain: int = 2) -> Haystack:
+def slide_haystack(seed: int, frames: int, count: int, diverse: bool, asked_in_vain: int = IN_VAIN) -> Haystack:
     """Return slides between drawn footage: `diverse` changes with every frame, otherwise scenes last for many frames."""
     rng = np.random.default_rng([seed, frames, count, diverse])
     check_count(count, len(slides.KINDS) - asked_in_vain, "slides")

@@ -52,6 +52,11 @@ class Haystack:
     recent: int = RECENT
     """A needle is recent within this many items of the end."""
 
+    @property
+    def questions(self) -> list[str]:
+        """Return everything that will be asked."""
+        return [*(needle.question for needle in self.needles), *self.unseen]
+
 
 def places(length: int, count: int, hold: int, recent: int = RECENT) -> list[int]:
     """Return the first items of `count` needles of `hold` items each: evenly spread, the last one within `recent` of the end.

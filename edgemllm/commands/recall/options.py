@@ -44,6 +44,10 @@ class StreamOptions:
         option("--seed", help="Seed of the first stream. Tune on other seeds than you report.", panel=RUN, min=0, max=2**62),
     ] = 1000
 
+    focus: Annotated[
+        bool, option("--focus", help="Tell policies that take a focus beforehand what will be asked of a stream.", panel=RUN)
+    ] = False
+
     def kinds(self) -> tuple[str, ...]:
         """Return the kinds of footage or prose between the facts. Raises UsageError for a kind of a given haystack."""
         if self.haystack is None:
