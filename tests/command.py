@@ -29,13 +29,19 @@ _server.set_forkserver_preload([
 class Running:
     """A command that runs: what it has written so far, and how it ends."""
 
-    def __init__(self, arguments: tuple[str, ...], stdin: str | bytes, cwd: Path | None, environment: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: tuple[str, ...], stdin: str | bytes | Path, cwd: Path | None, environment: dict[str, str]
+    ) -> None:
         self.arguments = arguments
         clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
         self._folder = tempfile.TemporaryDirectory()
         self._files = files = [Path(self._folder.name, name) for name in ("in", "out", "err")]
-        for file, content in zip(files, (stdin, "", ""), strict=True):
-            file.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(stdin, Path):  # a FIFO: a pipe that stays open
+            files[0].symlink_to(stdin)
+        else:
+            files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        for file in files[1:]:
+            file.touch()
         self.process = _server.Process(target=_command, args=(arguments, files, cwd or Path.cwd(), {**clean, **environment}))
         self.process.start()
 
@@ -53,11 +59,11 @@ class Running:
         os.kill(self.process.pid, number)
 
     def wait_for(self, words: str) -> None:
-        """Wait until it has written `words` to stderr."""
+        """Wait until it has written `words`."""
         ends = time.monotonic() + WAITING
-        while words not in self.stderr:
+        while words not in self.stdout + self.stderr:
             waiting = self.process.is_alive() and time.monotonic() < ends
-            assert waiting or words in self.stderr, f"no {words!r}: {self.stderr}"
+            assert waiting or words in self.stdout + self.stderr, f"no {words!r}: {self.stderr}"
             time.sleep(0.02)
 
     def end(self, seconds: float = WAITING) -> subprocess.CompletedProcess[str]:
@@ -70,7 +76,7 @@ class Running:
             return subprocess.CompletedProcess(self.arguments, self.process.exitcode, self.stdout, self.stderr)
 
 
-def start(*arguments: str, stdin: str | bytes = "", cwd: Path | None = None, **environment: str) -> Running:
+def start(*arguments: str, stdin: str | bytes | Path = "", cwd: Path | None = None, **environment: str) -> Running:
     """Begin `edgemllm ARGUMENTS` with no settings but those of `environment`."""
     return Running(arguments, stdin, cwd, environment)
 

@@ -204,7 +204,7 @@ def test_a_plan_reports_what_loading_takes_of_the_host(file: Path) -> None:
 def test_host_memory_peaks_near_the_result_and_below_the_plan(quant: str, tmp_path: Path) -> None:
     if quant == "nf4":
         pytest.importorskip("bitsandbytes")
-    sizes = {**SIZES, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "head_dim": 256}
+    sizes = {**SIZES, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "head_dim": 256}
     path = write(tmp_path / "model.gguf", LlamaForCausalLM(LlamaConfig(**sizes)), Kind.F16)
     write(tmp_path / "tiny.gguf", llama())
     first = PEAK.replace('"demo"', repr(str(tmp_path / "tiny.gguf")))

@@ -207,11 +207,11 @@ def test_what_was_never_told_counts_apart() -> None:
 
 def test_one_object_with_a_run_for_every_policy_budget_footage_and_protocol() -> None:
     done = command(
-        "--tokens", "200", "--streams", "2", "--facts", "3", "--policy", "oracle,window", "--kv-budget", "20%,40%",
+        "--tokens", "200", "--streams", "1", "--facts", "3", "--policy", "oracle,window", "--kv-budget", "20%,40%",
         "--protocol", "both", "--against", "window", "--json",
     )  # fmt: skip
     found = json.loads(done.stdout)
-    assert (found["command"], found["schema"], found["seed"], found["streams"]) == ("recall", "edgemllm/1", 1000, 2)
+    assert (found["command"], found["schema"], found["seed"], found["streams"]) == ("recall", "edgemllm/1", 1000, 1)
     runs = found["runs"]
     assert len({(run["policy"], run["kv_budget"], run["between"], run["protocol"]) for run in runs}) == len(runs) == 16
     for run in runs:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import run
+from command import run, start
 from tiny import TEXT_MODELS, VISION_MODELS
 
 from edgemllm import policies, session_file
@@ -201,15 +198,12 @@ def test_questions_and_a_text_do_not_both_come_from_standard_input() -> None:
 # ---- signals -----------------------------------------------------------------------------------------------------------
 
 
-def begin(*arguments: str, **more: Any) -> subprocess.Popen[str]:
-    """`edgemllm ARGUMENTS` whose standard input stays open."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "edgemllm", *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
-        # A test run in the background of a shell ignores Ctrl-C, and so would what it starts.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **more,
-    )  # fmt: skip
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """What stays open as a command's standard input for as long as a test has it open."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -220,20 +214,19 @@ def begin(*arguments: str, **more: Any) -> subprocess.Popen[str]:
         (("perplexity", "--kv-budget", "128", "--json"), signal.SIGINT, 130),
     ],
 )
-def test_a_pipe_that_stalls_is_left_at_one_signal(arguments: tuple[str, ...], number: signal.Signals, code: int) -> None:
-    process = begin(*arguments, "--text", "-", "--progress", "plain")
-    try:
-        assert process.stdin is not None
-        fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, 4096)
-        process.stdin.write(page(150)[:4097])
-        process.stdin.flush()  # returns when somebody has begun to read
+def test_a_pipe_that_stalls_is_left_at_one_signal(
+    arguments: tuple[str, ...], number: signal.Signals, code: int, pipe: Path
+) -> None:
+    process = start(*arguments, "--text", "-", "--progress", "plain", stdin=pipe)
+    with pipe.open("w") as written:
+        fcntl.fcntl(written, fcntl.F_SETPIPE_SZ, 4096)
+        written.write(page(150)[:4097])
+        written.flush()  # returns when somebody has begun to read
         time.sleep(0.5)
-        process.send_signal(number)
-        out, errors = process.communicate(timeout=ENDED_S)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-    assert json.loads(out)["command"] == arguments[0]
+        process.send(number)
+        done = process.end(ENDED_S)
+    assert done.returncode == code, done.stderr
+    assert json.loads(done.stdout)["command"] == arguments[0]
 
 
 # ---- stream ------------------------------------------------------------------------------------------------------------
@@ -354,34 +347,30 @@ def test_a_text_stream_continues_where_it_was_saved(tmp_path: Path) -> None:
 def test_what_was_computed_before_a_damaged_byte_is_kept(tmp_path: Path) -> None:
     path, saved = tmp_path / "app.log", tmp_path / "app.edge"
     os.mkfifo(path)
-    process = begin("stream", "--text", str(path), *ASKING, "--every", "50lines", "--at", "end Now?", "--save", str(saved))
-    try:
-        path.write_bytes(page(60).encode() + b"caf\xe9\n")
-        out, errors = process.communicate(timeout=10 * ENDED_S)
-    finally:
-        process.kill()
-    assert process.returncode == 3, errors
-    assert [line.split("\t")[:2] for line in out.splitlines()] == [["[line 50]", "Was there an error?"], ["[line 61]", "Now?"]]
-    assert f"is not UTF-8 text: byte {len(page(60)) + 3}" in errors
+    options = ("--every", "50lines", "--at", "end Now?", "--save", str(saved))
+    process = start("stream", "--text", str(path), *ASKING, *options)
+    path.write_bytes(page(60).encode() + b"caf\xe9\n")
+    done = process.end(10 * ENDED_S)
+    assert done.returncode == 3, done.stderr
+    answers = [line.split("\t")[:2] for line in done.stdout.splitlines()]
+    assert answers == [["[line 50]", "Was there an error?"], ["[line 61]", "Now?"]]
+    assert f"is not UTF-8 text: byte {len(page(60)) + 3}" in done.stderr
     assert saved.is_file()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stream_that_stalls_ends_at_one_signal_with_its_session_saved(
-    number: signal.Signals, code: int, tmp_path: Path
+    number: signal.Signals, code: int, tmp_path: Path, pipe: Path
 ) -> None:
-    process = begin("stream", "--text", "-", *ASKING, "--every", "20lines", "--save", str(tmp_path / "a.edge"))
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(page(20) + "half a li")
-        process.stdin.flush()
-        assert process.stdout.readline().startswith("[line 20]\t")
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=ENDED_S)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
+    saving = ("--every", "20lines", "--save", str(tmp_path / "a.edge"))
+    process = start("stream", "--text", "-", *ASKING, *saving, stdin=pipe)
+    with pipe.open("w") as written:
+        written.write(page(20) + "half a li")
+        written.flush()
+        process.wait_for("[line 20]\t")
+        process.send(number)
+        done = process.end(ENDED_S)
+    assert done.returncode == code, done.stderr
     assert session_file.run_of(tmp_path / "a.edge")["place"]["line"] == 20
 
 
