@@ -29,7 +29,7 @@ from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 from edgemllm.version import __version__
 
-FORMAT = "edgemllm-session/4"
+FORMAT = "edgemllm-session/5"
 OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}
 """Where the option that sets a part of the identity has another name."""
 

@@ -47,6 +47,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     count, length = query.shape[2], key.shape[2]
     whole = mask is None and 1 < count == length
     grouped = query.shape[1] > key.shape[1]
+    if grouped and mask is None and count == 1 and query.dtype == torch.float32 and query.device.type == "cpu":
+        # The heads of a group as rows of one query read their keys once.
+        rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
+        return F.scaled_dot_product_attention(rows, key, value, scale=scale).view(query.shape)
     if mask is None and 1 < count < length:
         if query.device.type == "cpu" and CPU_FLASH is not None and (GROUPED_FLASH or not grouped):
             return _attend_twice(query, key, value, scale)

@@ -31,7 +31,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """
 
     store_rotated: ClassVar[bool] = True
-    """Store rotated keys where that is exact: in single precision, with a rotary embedding that does not change."""
+    """Store rotated keys where that is exact: in single precision, or where slots do not move; with a fixed rotary embedding."""
 
     def __init__(
         self,
@@ -65,7 +65,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         capacity = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
         table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers)
         self.slots = Slots(table, keys, capacity)
-        rotated = self.store_rotated and keys.dtype.itemsize >= 4 and self.rope.fixed
+        stay = self.budget is None or self.mode == "original"  # slots keep their positions, so that keys are rotated once
+        rotated = self.store_rotated and self.rope.fixed and (stay or keys.dtype.itemsize >= 4)
         self.numbering = Numbering(self.slots, self.rope, self.mode, rotated)
         self.stats = {name: torch.zeros((), device=keys.device) for name in self.layer_stats}
         self.is_initialized = True

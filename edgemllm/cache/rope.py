@@ -1,8 +1,8 @@
 """Rotary positions that the cache owns: the model runs at position 0, and keys are rotated here.
 
 In single precision keys are stored rotated: a key is rotated when it comes in, and by the difference when renumbering moves
-it, at most N times, since positions only fall. In half precision that drifts (54% error after 1000 moves in bf16), so there
-keys stay unrotated and are rotated at attention time.
+it, at most N times, since positions only fall. In half precision that drifts (54% error after 1000 moves in bf16), so where
+slots move, keys stay unrotated there and are rotated at attention time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Rotation = tuple[Tensor, Tensor]
-"""cos and sin, each (B, H_kv | 1, L, R), R <= D rotated channels."""
+"""cos and signed sin, each (B, H_kv | 1, L, R), R <= D rotated channels: sin is negated where it meets a pair's second half."""
 
 BLOCK = 256
 """Slots rotated at once in place: what they need stays in a processor's cache."""
@@ -54,6 +54,7 @@ class Rope:
         scale = getattr(self.rotary, "_".join((*kind, "attention_scaling")), 1.0)
         if scale != 1.0:
             cos, sin = cos / scale, sin / scale
+        sin[..., : sin.shape[-1] // 2].neg_()
         return cos.view(batch, heads, length, -1), sin.view(batch, heads, length, -1)
 
 
@@ -63,9 +64,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     turned = cos.shape[-1]
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
-    half = turned // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    half, out = turned // 2, x * cos
+    if x.shape[2] == 1:  # as few operations as possible
+        return out.addcmul_(x.roll(half, -1), sin)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return out
 
@@ -77,7 +79,7 @@ def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
     for start in range(0, x.shape[2], BLOCK):
         block = slice(start, start + BLOCK)
         first, second = x[:, :, block, : 2 * half].chunk(2, dim=-1)
-        c, s = cos[:, :, block, :half], sin[:, :, block, :half]
+        c, s = cos[:, :, block, :half], sin[:, :, block, half:]
         turned = (first * c).addcmul_(second, s, value=-1)
         second.mul_(c).addcmul_(first, s)
         first.copy_(turned)

@@ -42,15 +42,16 @@ class PackedLinear(nn.Module):
         packed, scales = zip(*map(self.packed, parts), strict=True)
         self.weight = nn.Parameter(torch.cat(packed), requires_grad=False)
         self.scales = nn.Parameter(self.joined(scales), requires_grad=False)
+        self.padded = self.weight.shape[0] > self.out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., K) times the weight (N, K), in the type of x."""
         rows = x.reshape(-1, self.in_features).to(OUT)
-        out = self.product(rows) if len(rows) <= self.few else self.unpacked_product(rows)
-        out = out[:, : self.out_features].to(x.dtype)
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+        out = self.product(rows) if rows.shape[0] <= self.few else self.unpacked_product(rows)
+        if self.padded:
+            out = out[:, : self.out_features]
+        out = out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
 
     def unpacked_product(self, rows: Tensor) -> Tensor:
         """Multiply rows (m, K) by the weight, unpacked some of its rows at a time."""
