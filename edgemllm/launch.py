@@ -282,7 +282,10 @@ def _quant(request: Request, facts: ModelFacts, profile: DeviceProfile, device: 
         return "none"
     if request.quant != "auto":
         return request.quant
-    return profile.weights if facts.spec.linear_parameters >= SMALL_MODEL else "none"
+    if facts.spec.linear_parameters < SMALL_MODEL:
+        return "none"
+    # A profile's 4 bits are those of its own device.
+    return "nf4" if profile.weights == "int4" and device != "cpu" else profile.weights
 
 
 def _chunk(request: Request, case: Case, slots: int | None, indivisible: int) -> int:

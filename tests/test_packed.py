@@ -98,3 +98,21 @@ def test_4_packed_bits_are_refused_on_cuda_in_one_line() -> None:
     with pytest.raises(UsageError, match="int4 is packed for processors, and this runs on cuda") as error:
         plan_only(Request("random:qwen2.5-vl-3b", profile="orin-nano-8gb", quant="int4"))
     assert error.value.hint == "--quant nf4"
+
+
+def test_a_large_model_on_a_cpu_is_packed_by_itself_and_a_small_one_is_left_alone() -> None:
+    made = plan_only(Request("random:qwen2.5-vl-3b", profile="cpu"))
+    assert (made.quant, made.describe()["head_quant"]) == ("int4", "int8")
+    whole = plan_only(Request("random:qwen2.5-vl-3b", profile="cpu", quant="none"))
+    assert made.plan.weights_bytes < 0.5 * whole.plan.weights_bytes
+    assert plan_only(Request("demo", profile="cpu")).quant == "none"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_cache_that_moves_no_slot_rotates_keys_once(dtype: torch.dtype) -> None:
+    tiny, ids = MODELS[1](), random_ids(40)
+    tiny.model.to(dtype)
+    kinds = ((Full(), None, True), (Full(positions="original"), 64, True), (Full(), 64, dtype.itemsize == 4))
+    for policy, budget, once in kinds:
+        tiny.run(tiny.text_chunk(ids), 10, policy, budget)
+        assert all(layer.numbering.rotated is once for layer in tiny.cache.layers)

@@ -231,7 +231,8 @@ def test_every_suggestion_fits_with_room_for_its_chunk(qwen_7b: ModelSpec, budge
 
 
 def test_half_precision_halves_the_cache_as_well(qwen_7b: ModelSpec) -> None:
-    wide = {"shape": replace(cache_of(qwen_7b), itemsize=4), "dtype": "float32", "memory": Memory("host", 32 * GIB, 64 * GIB)}
+    wide = {"shape": replace(cache_of(qwen_7b), itemsize=4), "dtype": "float32", "quant": "none"}
+    wide["memory"] = Memory("host", 32 * GIB, 64 * GIB)
     made = make(qwen_7b, "cpu", budget=KVBudget("tokens", 16384), **wide)
     line = next(line for line in made.suggestions if line.startswith("--dtype bfloat16 "))
     typed = {**wide, "shape": cache_of(qwen_7b), "dtype": "bfloat16"}

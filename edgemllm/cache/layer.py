@@ -31,7 +31,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """
 
     store_rotated: ClassVar[bool] = True
-    """Store rotated keys where that is exact: in single precision, or where slots do not move; with a fixed rotary embedding."""
+    """Store rotated keys where that is exact: in single precision, or where slots stay; with a fixed rotary embedding."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Measure one press of kvpress, in its own environment (see neighbours.py), and print a JSON line like `edgemllm bench`.
+"""Measure one press of kvpress, in its own environment (see kvpress.py), and print a JSON line like `edgemllm bench`.
 
 python -m lab.measure.kvpress_cell CONFIG PRESS CONTEXT KEPT NEW_TOKENS REPEAT
 """

@@ -1,0 +1,112 @@
+"""One side of neighbours.py: reads a context, says how fast that went, then decodes as many tokens as each line asks for."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from typing import Any, Protocol
+
+import torch
+
+from edgemllm import policies
+from edgemllm.models import loading
+from edgemllm.models.families.base import ModelFamily
+from edgemllm.session import Session
+from lab.measure.sides import STOCK, Side
+
+
+class Contender(Protocol):
+    """What takes turns."""
+
+    def read(self, ids: list[int]) -> float:
+        """Take the context in, and return tokens per second."""
+
+    def decode(self, tokens: int) -> list[float]:
+        """Return ms per token."""
+
+    def perplexity(self, text: str, tokens: int) -> float | None:
+        """Return that of a text's first tokens; None where it cannot be known."""
+
+
+class Torch:
+    """Our session, or transformers' own cache, on weights read by us."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        torch.set_num_threads(about["threads"])
+        name = about["side"]
+        side, _, policy = name.partition("@")
+        quant, dtype = ("none", "float32") if side == STOCK else side.split("/")
+        self.family: ModelFamily = loading.load(loading.locate(about["model"]), quant, dtype)
+        self.chunk = about["chunk"]
+        self.side = Side(STOCK if side == STOCK else policy or "streaming-llm", self.family, about["budget"], self.chunk)
+
+    def read(self, ids: list[int]) -> float:
+        began = time.perf_counter()
+        for start in range(0, len(ids), self.chunk):
+            self.side.feed(ids[start : start + self.chunk])
+        return len(ids) / (time.perf_counter() - began)
+
+    def decode(self, tokens: int) -> list[float]:
+        return [self.side.timed([7]) for _ in range(tokens)]
+
+    def perplexity(self, text: str, tokens: int) -> float | None:
+        ids = self.family.tokenize(text)[:tokens]
+        session, loss, last = Session(self.family, policies.build("full"), None, self.chunk), 0.0, 0
+        for hidden in session.passes(self.family.text(ids, 0)):
+            wanted = torch.tensor(ids[last + 1 : last + 1 + hidden.shape[1]])
+            scores = self.family.logits(hidden)[0, : len(wanted)].float().log_softmax(-1)
+            loss, last = loss - float(scores.gather(1, wanted[:, None]).sum()), last + hidden.shape[1]
+        return math.exp(loss / (len(ids) - 1))
+
+
+class Llama:
+    """llama.cpp's server inside this process; its cache keeps everything."""
+
+    def __init__(self, about: dict[str, Any]) -> None:
+        import xllamacpp
+
+        asked = xllamacpp.CommonParams()
+        asked.model.path, asked.n_ctx, asked.n_parallel = about["model"], about["context"] + 1024, 1
+        asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = about["threads"]
+        self.server = xllamacpp.Server(asked)
+        self.ids: list[int] = []
+
+    def _asked(self, tokens: int) -> dict[str, float]:
+        asked = {"prompt": self.ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
+        found: dict[str, float] = self.server.handle_completions(asked)["timings"]
+        return found
+
+    def read(self, ids: list[int]) -> float:
+        self.ids = ids
+        return self._asked(1)["prompt_per_second"]
+
+    def decode(self, tokens: int) -> list[float]:
+        return [self._asked(tokens)["predicted_per_token_ms"]] * tokens
+
+    def perplexity(self, text: str, tokens: int) -> float | None:
+        return None
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Serve the turns; a line with 0 asks for the peak of memory and the perplexity, and ends."""
+    about = json.loads(sys.argv[1])
+    side: Contender = Llama(about) if about["side"] == "llama.cpp" else Torch(about)
+    ids = torch.randint(0, 30_000, (about["context"],), generator=torch.Generator().manual_seed(0)).tolist()
+    print(json.dumps(side.read(ids)), flush=True)
+    for line in sys.stdin:
+        tokens = int(line)
+        if tokens:
+            print(json.dumps(side.decode(tokens)), flush=True)
+            continue
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        text = open(about["text"], encoding="utf-8").read() if about["text"] else ""
+        print(json.dumps([peak, side.perplexity(text, about["text_tokens"]) if text else None]), flush=True)
+        return
+
+
+if __name__ == "__main__":
+    main()
