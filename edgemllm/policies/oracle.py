@@ -1,7 +1,7 @@
 """oracle: a control that knows what will be asked. Not a method: it shows what a cache of this size could know.
 
-Whoever runs the stream marks the tokens that carry facts in the slots `fact` (as `edgemllm recall` does); they stay, and the
-newest of the others. Without marks it is `window`.
+Whoever runs the stream marks the tokens that carry facts in the slots `fact` (as `edgemllm recall` does); they stay, with the
+first tokens of the stream, without which language models fail, and the newest of the others.
 """
 
 from __future__ import annotations
@@ -22,5 +22,14 @@ class Oracle(CachePolicy):
 
     buffers: ClassVar[tuple[str, ...]] = ("fact",)
 
+    sinks: int = 4
+    """First tokens of the stream that are never evicted."""
+
+    def minimum(self) -> int:
+        return self.sinks + 1
+
     def score(self, layer: CacheLayer) -> Tensor:
         return torch.arange(layer.length, device=layer.device) + layer.length * layer.buffer("fact")
+
+    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
+        return self.sinks, 0

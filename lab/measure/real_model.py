@@ -69,10 +69,10 @@ def short(out: Path, novels: list[str]) -> str:
     return pages.table(names, rows, left=["policy"])
 
 
-def long(out: Path) -> str:
+def long(seen: list[dict[str, Any]]) -> str:
     """Show perplexities before and after the trained length."""
     rows = []
-    for run in runs(out, "beyond*"):
+    for run in seen:
         total, trained = run["tokens"], run["trained_tokens"]
         places = ((0, trained), (trained, 2 * trained), (total - total // 10, total))
         figures = [f"{span(run, *place)[0]:.2f}" for place in places]
@@ -101,8 +101,10 @@ def main() -> None:
             books = sorted(options.books.glob("*.txt"))
             beyond(options.out, options.model, books, options.beyond_tokens, options.full_tokens)
         else:
-            print(short(options.out, novels), long(options.out), sep="\n\n")
-            plot(runs(options.out, "beyond*"), "SmolLM2-135M-Instruct, novels one after the other", PICTURE)
+            print(short(options.out, novels))
+            if seen := runs(options.out, "beyond*"):
+                print("", long(seen), sep="\n")
+                plot(seen, "SmolLM2-135M-Instruct, novels one after the other", PICTURE)
 
 
 if __name__ == "__main__":
