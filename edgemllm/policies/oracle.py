@@ -23,13 +23,8 @@ class Oracle(CachePolicy):
     buffers: ClassVar[tuple[str, ...]] = ("fact",)
 
     sinks: int = 4
-    """First tokens of the stream that are never evicted."""
-
-    def minimum(self) -> int:
-        return self.sinks + 1
+    """First tokens of the stream that stay while facts leave room."""
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return torch.arange(layer.length, device=layer.device) + layer.length * layer.buffer("fact")
-
-    def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
-        return self.sinks, 0
+        index = torch.arange(layer.length, device=layer.device)
+        return index + layer.length * ((index < self.sinks) + 2 * layer.buffer("fact"))
