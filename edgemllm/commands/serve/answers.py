@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edgemllm.commands.serve.engine import Engine, Output, take_turns
 from edgemllm.commands.serve.lanes import Lanes
 from edgemllm.commands.serve.schema import ChatRequest
 from edgemllm.commands.serve.state import state
+from edgemllm.commands.serve.turns import Work
 from edgemllm.models.chat import Sampling
 from edgemllm.session import Session
 
@@ -65,7 +66,7 @@ class Answer:
         else:
             self._output.close()
 
-    def _steps(self, conversation: Conversation) -> Iterator[float]:
+    def _steps(self, conversation: Conversation) -> Work:
         began = time.monotonic()
         question = conversation.exchanges[-1].question if conversation.has_media else None
         session = self.engine.session(conversation.system, question)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgemllm.commands.serve.media import Clip, Media, Picture
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import ImagePart, Message, TextPart
-from edgemllm.commands.serve.turns import BUSY, WAITING
+from edgemllm.commands.serve.turns import BUSY, WAITING, Work
 from edgemllm.media.feed import Feed, raise_error
 from edgemllm.models.chat import Sampling
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
@@ -82,7 +82,7 @@ def _ask(exchanges: list[Exchange], message: Message, media: Media, folder: Path
             exchange.shown.append(part.text)
 
 
-def take_in(session: Session, exchanges: Sequence[Exchange]) -> Iterator[float]:
+def take_in(session: Session, exchanges: Sequence[Exchange]) -> Work:
     """Show everything, and put the questions; the last one waits for `answer`."""
     for exchange in exchanges:
         for shown in exchange.shown:
@@ -91,7 +91,7 @@ def take_in(session: Session, exchanges: Sequence[Exchange]) -> Iterator[float]:
             yield BUSY
 
 
-def show(session: Session, shown: Shown) -> Iterator[float]:
+def show(session: Session, shown: Shown) -> Work:
     """Show one thing: a video batch by batch, without waiting for its decoder."""
     if isinstance(shown, Picture):
         session.show(shown.open())
@@ -111,7 +111,7 @@ def show(session: Session, shown: Shown) -> Iterator[float]:
         raise_error(feed)
 
 
-def answer(session: Session, sampling: Sampling, stops: Sequence[str], say: Callable[[str], None]) -> Iterator[float]:
+def answer(session: Session, sampling: Sampling, stops: Sequence[str], say: Callable[[str], None]) -> Work:
     """Answer the question that was put, a token a turn, up to the first of `stops`."""
     said, held = False, ""
     for piece in session.answer(sampling):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -13,7 +13,7 @@ from edgemllm.commands.serve.media import Media
 from edgemllm.commands.serve.memory_plan import MemoryPlan
 from edgemllm.commands.serve.metrics import Metrics
 from edgemllm.commands.serve.schema import Sampled
-from edgemllm.commands.serve.turns import Turns
+from edgemllm.commands.serve.turns import Turns, Work
 from edgemllm.launch import Launch, out_of_memory
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import ModelFamily
@@ -91,7 +91,7 @@ class Engine:
         )
 
 
-async def take_turns(turns: Turns, steps: Iterator[float]) -> None:
+async def take_turns(turns: Turns, steps: Work) -> None:
     """Let steps take turns until they end. Cancelled, it ends them before the next one, and waits until their cache is gone."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[BaseException | None] = loop.create_future()
@@ -111,7 +111,7 @@ async def take_turns(turns: Turns, steps: Iterator[float]) -> None:
         raise failure
 
 
-def _guarded(steps: Iterator[float]) -> Iterator[float]:
+def _guarded(steps: Work) -> Work:
     """Give the same steps, with one error for every shape in which memory runs out."""
     with out_of_memory():
         yield from steps

@@ -11,15 +11,13 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from edgemllm.commands.serve.refusal import Refusal
+from edgemllm.commands.serve.refusal import GONE, Refusal
 
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to hold nothing back."""
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """How the API describes a response that may be a stream."""
-GONE = 499
-"""What nginx calls a request whose client did not wait."""
 
 
 def event(data: Any, name: str = "") -> str:

@@ -16,10 +16,11 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgemllm.commands.serve.metrics import Metrics
-from edgemllm.commands.serve.refusal import Refusal, told
+from edgemllm.commands.serve.refusal import GONE, Refusal, told
 
 OPEN = ("/", "/health", "/docs", "/openapi.json", "/page/", "/static-offline-docs/")
 """Paths without a key: they say nothing of what is watched."""
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 BODY_S = 60.0
 """A body that is not complete by then is not waited for."""
 
@@ -94,11 +95,12 @@ class Guard:
 
     def _report(self, record: _Record) -> None:
         route = record.scope.get("route")
-        path, status = getattr(route, "path", "other"), record.status or 499
-        self.metrics.requests.labels(path, record.scope["method"], str(status)).inc()
+        path, status, method = getattr(route, "path", "other"), record.status or GONE, record.scope["method"]
+        # Paths and methods that nobody serves are one label: each would be kept indefinitely.
+        self.metrics.requests.labels(path, method if method in METHODS else "other", str(status)).inc()
         if self.every or status >= 400:
             client = (record.scope.get("client") or ("?",))[0]
-            line = f"{status} {record.scope['method']} {record.scope['path'][:100]!r} {client} {record.seconds:.2f} s"
+            line = f"{status} {method[:10]} {record.scope['path'][:100]!r} {client} {record.seconds:.2f} s"
             self.say(f"{time.strftime('%H:%M:%S')} {line}{f': {record.reason}' if record.reason else ''}")
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from edgemllm.errors import DoesNotFitError, EdgeError, MediaError, MissingError, OutOfMemoryError, UsageError
 
+GONE = 499
+"""What nginx calls a request whose client did not wait."""
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error"}
 STATUS: tuple[tuple[type[EdgeError], int], ...] = (
     (UsageError, 400), (MediaError, 400), (MissingError, 404), (DoesNotFitError, 409), (OutOfMemoryError, 507),

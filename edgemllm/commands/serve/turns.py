@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
-Work = Iterator[float]
+Work = Generator[float, None, None]
 """Gives after each step how many seconds it can be left alone; closed in the thread in which it runs."""
 
 BUSY, WAITING, RESTING = 0.0, 0.01, math.inf
@@ -122,7 +122,7 @@ class Turns:
     def _end(self, turn: Turn, failure: BaseException | None) -> None:
         """Close work, and report how it ended. What closing raises is no reason for others to stop."""
         try:
-            turn.work.close()  # type: ignore[attr-defined]
+            turn.work.close()
         except BaseException as error:
             failure = failure or error
         turn.ended(failure)

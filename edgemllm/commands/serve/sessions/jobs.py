@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from edgemllm.commands.serve.media import Picture
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.sessions.broadcast import Broadcast
 from edgemllm.commands.serve.sessions.sleeper import Record, Sleeper
-from edgemllm.commands.serve.turns import BUSY
+from edgemllm.commands.serve.turns import BUSY, Work
 from edgemllm.media.frame import Frame
 from edgemllm.models.chat import Sampling
 from edgemllm.models.tokens import pieces
@@ -29,7 +29,7 @@ class Host(Protocol):
     picture: Frame | None
     """The latest frame."""
 
-    def ask_due(self, now: float) -> Iterator[float]:
+    def ask_due(self, now: float) -> Work:
         """Ask the standing questions that are due up to a time of the stream."""
 
 
@@ -37,7 +37,7 @@ class Host(Protocol):
 class Job:
     """Steps of a session; `put` gets what they bring, `end` how they ended."""
 
-    steps: Callable[[Host, Job], Iterator[float]]
+    steps: Steps
     put: Callable[[Any], None]
     end: Callable[[BaseException | None], None]
     gone: bool = False
@@ -48,6 +48,10 @@ class Job:
         self.gone = True
 
 
+Steps = Callable[[Host, Job], Work]
+"""What is done, a step at a time, with the session it belongs to."""
+
+
 @dataclass
 class Seen:
     """A frame is shown, at a time of the stream, or one frame after the latest."""
@@ -55,7 +59,7 @@ class Seen:
     picture: Picture
     seconds: float | None = None
 
-    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+    def __call__(self, host: Host, job: Job) -> Work:
         session = host.sleeper.wake()
         before = session.meter.video_s
         now = self.seconds if self.seconds is not None else before + host.interval * bool(session.meter.frames)
@@ -74,7 +78,7 @@ class Read:
 
     text: str
 
-    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+    def __call__(self, host: Host, job: Job) -> Work:
         session = host.sleeper.wake()
         whole = self.text if self.text.endswith("\n") else self.text + "\n"
         for number, (_, piece) in enumerate(pieces([whole], 8 * session.chunk)):
@@ -90,7 +94,7 @@ class Asked:
     sampling: Sampling
     stops: list[str]
 
-    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+    def __call__(self, host: Host, job: Job) -> Work:
         session, said = host.sleeper.wake(), [""]
         began, video_s = time.time(), session.meter.video_s
 
@@ -124,11 +128,11 @@ class Done:
 
     action: Callable[[], Any]
 
-    def __call__(self, host: Host, job: Job) -> Iterator[float]:
+    def __call__(self, host: Host, job: Job) -> Work:
         job.put(self.action())
         yield BUSY
 
 
-def nobody(steps: Callable[[Host, Job], Iterator[float]]) -> Job:
+def nobody(steps: Steps) -> Job:
     """Return a job that no request waits for."""
     return Job(steps, lambda item: None, lambda failure: None)

@@ -98,6 +98,8 @@ class Registry:
     async def bring_back(self) -> None:
         """Bring back what an earlier server left; a session that cannot come back is reported, and its files stay."""
         for file in sorted(self.folder.glob("*/session.json"), key=lambda file: file.stat().st_mtime):
+            for half in file.parent.glob(".session.edge.*"):  # a server was killed while it wrote
+                half.unlink(missing_ok=True)
             try:
                 kept = json.loads(file.read_text())
                 wish = Wish.model_validate(kept["wish"])

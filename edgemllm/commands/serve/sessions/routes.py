@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
@@ -14,7 +14,7 @@ from edgemllm import policies
 from edgemllm.commands.serve.engine import Output
 from edgemllm.commands.serve.events import STREAMED, EventStream, event, while_there
 from edgemllm.commands.serve.refusal import Refusal, told
-from edgemllm.commands.serve.sessions.jobs import Asked, Done, Host, Job, Read, Seen
+from edgemllm.commands.serve.sessions.jobs import Asked, Done, Job, Read, Seen, Steps
 from edgemllm.commands.serve.sessions.registry import Registry
 from edgemllm.commands.serve.sessions.schema import Question, Text, Wish
 from edgemllm.commands.serve.sessions.watched import Watched
@@ -24,8 +24,6 @@ PICTURE = {"requestBody": {"required": True, "content": {"image/jpeg": BINARY, "
 """How the API describes the body of a frame."""
 WIDEST = 1280
 """Pixels of a snapshot."""
-
-Steps = Callable[[Host, Job], Iterator[float]]
 
 
 def routes(registry: Registry) -> APIRouter:

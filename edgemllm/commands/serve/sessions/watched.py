@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 from edgemllm.commands.serve.options import Periods
@@ -16,7 +15,7 @@ from edgemllm.commands.serve.sessions.jobs import Asked, Job, nobody
 from edgemllm.commands.serve.sessions.schema import Wish
 from edgemllm.commands.serve.sessions.sleeper import Sleeper
 from edgemllm.commands.serve.state import state
-from edgemllm.commands.serve.turns import BUSY, RESTING, WAITING, Turn
+from edgemllm.commands.serve.turns import BUSY, RESTING, WAITING, Turn, Work
 from edgemllm.errors import EdgeError, OutOfMemoryError
 from edgemllm.launch import out_of_memory
 from edgemllm.media.feed import Feed
@@ -49,7 +48,7 @@ class Watched:
         self._source: Source | None = None
         self._feed: Feed | None = None
         self._turn: Turn | None = None
-        self._jobs: deque[Job] = deque()
+        self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._changed = self._told = time.monotonic()
         self._dropped: int | None = None
@@ -71,9 +70,10 @@ class Watched:
     def submit(self, job: Job) -> None:
         """Queue a job. Raises Refusal where many wait."""
         with self._lock:
-            if len(self._jobs) >= MOST_JOBS:
-                raise Refusal(503, f"{len(self._jobs)} requests wait for this session already", code="overloaded")
-            self._jobs.append(job)
+            waiting = [each for each in self._jobs if not each.gone]
+            if len(waiting) >= MOST_JOBS:
+                raise Refusal(503, f"{len(waiting)} requests wait for this session already", code="overloaded")
+            self._jobs = [*waiting, job]
         self._wake()
 
     def watch(self, source: Source, feed: Feed) -> None:
@@ -94,11 +94,11 @@ class Watched:
 
     # ---- steps -------------------------------------------------------------------------------------------------
 
-    def _steps(self) -> Iterator[float]:
+    def _steps(self) -> Work:
         try:
             while True:
-                if self._jobs:
-                    yield from self._do(self._jobs.popleft())
+                if (job := self._next_job()) is not None:
+                    yield from self._do(job)
                 elif self._feed is not None:
                     yield from self._look(self._feed)
                 else:
@@ -106,13 +106,17 @@ class Watched:
         finally:
             self._end()
 
-    def _do(self, job: Job) -> Iterator[float]:
+    def _next_job(self) -> Job | None:
+        with self._lock:
+            return self._jobs.pop(0) if self._jobs else None
+
+    def _do(self, job: Job) -> Work:
         """Do a job, and report its end. What fails in the middle of a forward pass leaves only what is on disk."""
         failure: BaseException | None = None
         try:
             if not job.gone:
-                with out_of_memory():
-                    for rest in job.steps(self, job):
+                with out_of_memory(), contextlib.closing(job.steps(self, job)) as steps:
+                    for rest in steps:
                         self._note()
                         yield rest
                 self._note(at_once=True)
@@ -125,7 +129,7 @@ class Watched:
                 self._fail(error)
         job.end(failure)
 
-    def _look(self, feed: Feed) -> Iterator[float]:
+    def _look(self, feed: Feed) -> Work:
         """Take in the next frames, or ask what is due before them."""
         try:
             with out_of_memory():
@@ -137,7 +141,7 @@ class Watched:
             self._feed = None
             self._fail(error)
 
-    def _next(self, feed: Feed) -> Iterator[float]:
+    def _next(self, feed: Feed) -> Work:
         session, due = self.sleeper.wake(), self.record.schedule.next
         assert self._source is not None
         self.status = "watching"
@@ -161,7 +165,7 @@ class Watched:
         else:
             yield WAITING
 
-    def ask_due(self, now: float) -> Iterator[float]:
+    def ask_due(self, now: float) -> Work:
         """Ask the standing questions that are due up to a time of the stream."""
         if self.record.schedule.next <= now:
             for question in self.record.schedule.due(now):
