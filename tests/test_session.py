@@ -342,3 +342,9 @@ def test_a_token_is_the_same_in_every_layer_and_no_other(axes: int) -> None:
     ids = identities(layer)  # type: ignore[arg-type]
     assert ids.shape == positions.shape[1:]
     assert len(ids.unique()) == len(positions.flatten(1).unique(dim=1).T)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=99.0, top_p=0.0), Sampling(temperature=1e-300)])
+def test_sampling_that_leaves_one_token_picks_the_likeliest(sampling: Sampling) -> None:
+    logits = torch.tensor([[1.0, 9.0, 2.0]])
+    assert choose(logits, sampling, torch.Generator().manual_seed(0)) == 1

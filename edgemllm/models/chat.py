@@ -106,6 +106,10 @@ class ChatFormat:
         return text if first else text.split(ANSWER, 1)[1]
 
 
+COLDEST = 1e-6
+"""A temperature below always picks the likeliest: divided by less, logits overflow."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What is asked of an answer's tokens."""
@@ -126,13 +130,15 @@ class Sampling:
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """Return the next token, drawn from logits (1, V)."""
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax(-1))
     chances = (logits.float() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         ranked, order = chances.sort(dim=-1, descending=True)
-        # A token stays if the ones before it have not yet filled top_p; the likeliest always stays.
-        ranked[ranked.cumsum(-1) - ranked >= sampling.top_p] = 0
+        # A token stays if the ones before it have not yet filled top_p; the likeliest always stays, with 0 too.
+        filled = ranked.cumsum(-1) - ranked >= sampling.top_p
+        filled[..., 0] = False
+        ranked[filled] = 0
         chances = torch.zeros_like(chances).scatter(-1, order, ranked)
     return int(torch.multinomial(chances, 1, generator=generator))
 

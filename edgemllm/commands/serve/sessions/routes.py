@@ -58,10 +58,11 @@ def _life(router: APIRouter, registry: Registry) -> None:
         """Describe a session, with its latest answers."""
         return {**registry.described(name), "answers": list(registry.get(name).record.answers)}
 
-    @router.delete("/sessions/{name}", status_code=204)
-    async def delete(name: str) -> None:
+    @router.delete("/sessions/{name}", status_code=204, response_class=Response)
+    async def delete(name: str) -> Response:
         """Forget a session, and remove its files."""
         await registry.delete(name)
+        return Response(status_code=204)
 
     @router.post("/sessions/{name}/save")
     async def save(name: str, request: Request) -> dict[str, Any]:
