@@ -413,10 +413,14 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(arguments: tupl
     assert words in done.stdout + done.stderr
 
 
-def test_a_port_in_use_is_said_and_sigterm_ends_with_its_code() -> None:
-    with serving() as served:
-        done = run("serve", "--port", served.address.rpartition(":")[2])
-        assert (done.returncode, "address already in use" in done.stderr) == (2, True)
+def test_a_port_or_a_folder_in_use_is_said_and_sigterm_ends_with_its_code(tmp_path: Path) -> None:
+    with serving("--state", str(tmp_path)) as served:
+        for arguments, words in (
+            (("--port", served.address.rpartition(":")[2]), "address already in use"),
+            (("--port", "0", "--state", str(tmp_path)), "another server keeps its sessions"),
+        ):
+            done = run("serve", *arguments)
+            assert (done.returncode, words in done.stderr) == (2, True), done.stderr
         os.kill(served.running.process.pid or 0, 15)
         served.running.process.join(20)
         assert served.running.process.exitcode == 143
