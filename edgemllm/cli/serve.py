@@ -25,9 +25,10 @@ def serve(
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Answer OpenAI's API, about text, pictures and video.
+    """Answer OpenAI's API about text, pictures and video.
 
-    One model in memory answers many clients by turns, each answer in a KV cache of its own; all caches are planned before.
+    One model answers many clients, their steps interleaved, each in a KV cache of its own that was planned before. Sessions
+    (/v1/sessions) watch cameras for days, and a page at / shows what they see, say and still remember.
     """
     check_extra()
     with Interrupts() as interrupts:  # before anything slow is imported

@@ -132,7 +132,7 @@ def _errors(app: FastAPI, say: Callable[[str], None]) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
-        detail: Any = error.detail  # ours are told already
+        detail: Any = error.detail  # ours have the form already
         content = detail if isinstance(detail, dict) else form(error.status_code, str(detail))
         return answer(request, error.status_code, content)
 

@@ -23,7 +23,7 @@ class Periods:
     sleep_s: float
     """Without source and request; then it sleeps on disk."""
     save_s: float
-    """While its source goes on."""
+    """While its source continues."""
 
 
 @dataclass(frozen=True)

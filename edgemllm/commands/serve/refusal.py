@@ -1,4 +1,4 @@
-"""What a client is told: a status, and an error in OpenAI's form."""
+"""What a client learns of a failure: a status, and an error in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Refusal(EdgeError):
 
 
 def status_of(error: BaseException) -> int:
-    """Return the status with which an error is told."""
+    """Return the status with which an error is answered."""
     if isinstance(error, Refusal):
         return error.status
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)

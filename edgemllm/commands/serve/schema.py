@@ -137,5 +137,5 @@ class ChatRequest(Sampled):
     def _served(self) -> ChatRequest:
         for name, value in (self.model_extra or {}).items():
             if name in HARMLESS and value is not None and value not in HARMLESS[name]:
-                raise ValueError(f"{name} is not served here; leave it out")
+                raise ValueError(f"{name} is not served here; omit it")
         return self

@@ -11,7 +11,7 @@ Work = Generator[float, None, None]
 """Gives after each step how many seconds it can be left alone; closed in the thread in which it runs."""
 
 BUSY, WAITING, RESTING = 0.0, 0.01, math.inf
-"""It has computed and would go on at once; it had nothing to do; it has nothing to do until it is woken."""
+"""It has computed and would continue at once; it had nothing to do; it has nothing to do until it is woken."""
 
 
 class Turn:

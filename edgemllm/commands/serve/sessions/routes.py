@@ -80,7 +80,7 @@ def _life(router: APIRouter, registry: Registry) -> None:
 
     @router.post("/sessions/{name}/clear")
     async def clear(name: str, request: Request) -> dict[str, Any]:
-        """Forget everything that was seen and said; the source goes on."""
+        """Forget everything that was seen and said; the source continues."""
         watched = registry.get(name)
         await _done(request, watched, Done(watched.sleeper.clear))
         return registry.described(name)

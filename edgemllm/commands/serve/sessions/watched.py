@@ -218,7 +218,7 @@ class Watched:
         self.broadcast.tell("stats", **self.info)
 
     def _end(self) -> None:
-        """Write down what changed, and let go of everything."""
+        """Write down what changed, and release everything."""
         if self._feed is not None:
             self._feed.close()
         if not self._deleted:
@@ -228,10 +228,10 @@ class Watched:
             job.end(Refusal(503, "the server, or the session, has ended", code="session_ended"))
         self.broadcast.close()
 
-    # ---- what is told ------------------------------------------------------------------------------------------
+    # ---- what is reported --------------------------------------------------------------------------------------
 
     def _note(self, at_once: bool = False) -> None:
-        """Note that something has changed; tell it `at_once`, or now and then."""
+        """Note that something has changed; report it `at_once`, or now and then."""
         session, self._changed, self.sleeper.saved = self.sleeper.session, time.monotonic(), False
         if session is None or (self._changed - self._told < STATS_S and self.info and not at_once):
             return
