@@ -147,6 +147,17 @@ def test_the_oracle_holds_the_facts_and_the_window_only_the_last(stream: Stream)
         assert answers.recent == [False] * 3 + [True] + [False] * 2
 
 
+def test_a_focus_is_told_to_the_policies_that_take_one() -> None:
+    arguments = "--tokens 200 --streams 1 --facts 3 --between static --kv-budget 60% --json --focus --policy".split()
+    done = command(*arguments, "edge,window")
+    edge, window = json.loads(done.stdout)["runs"]
+    assert (edge["known_questions"], window["known_questions"]) == (5, 0)
+    for each in (edge, window):
+        assert each["kv"]["bytes"] <= each["kv"]["budget_bytes"]
+    refused = command(*arguments, "window", code=2)
+    assert "--focus: window takes none" in refused.stderr
+
+
 def test_distances_are_tokens_since_the_fact(stream: Stream) -> None:
     session = launch("full", "600").open()
     each = stream.family.sizes(stream.family.model.config).frame_tokens

@@ -49,7 +49,12 @@ def recall(
     prose = MadeUp() if streams.haystack is None else Book(streams.haystack)
     questions = streams.facts + (IN_VAIN if needles == ("slides",) else 0) if streams.focus else 0
     launches = _launches(run, names, length, questions)
+    told = list(dict.fromkeys(launch.policy_name for launch in launches if launch.focus))
+    if streams.focus and not told:
+        raise UsageError(f"--focus: {', '.join(names)} takes none", "--policy edge,inf-mllm, or omit --focus")
     check_fit(launches)
+    if told:
+        display.say(f"told beforehand what will be asked of a stream: {', '.join(told)}")
     events = output.events("recall")
     work = Recall(
         display, launches, kinds, protocols, needles, prose, length, streams.facts, streams.streams, streams.seed,
