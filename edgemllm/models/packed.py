@@ -184,7 +184,7 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
 
 @functools.cache
 def _computes_half() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _rounded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
