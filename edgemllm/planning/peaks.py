@@ -11,7 +11,7 @@ FRAMES_AT_ONCE = 8
 WEIGHT_BYTES = 12
 """Of one attention weight while a policy is shown it: float32 before and after the softmax, and what the policy makes of it."""
 
-CONVERSION_BYTES = 16 << 20
+CONVERSION_BYTES = 32 << 20
 """Of unpacking slices of a GGUF file's tensors, what the heap keeps of that between the weights, and the tokenizer."""
 QUANTISING = {"none": 0, "nf4": 1, "int8": 16}
 """Bytes of a value that quantising a matrix with bitsandbytes takes besides the matrix itself."""

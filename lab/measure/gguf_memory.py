@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from edgemllm.commands.tables import markdown
@@ -19,7 +20,10 @@ from edgemllm.models import loading
 from edgemllm.models.gguf.tokenizer import read_tokenizer
 from edgemllm.planning.peaks import conversion_bytes
 
-CASES = (("none", "float32"), ("none", "bfloat16"), ("nf4", "float32"), ("nf4", "bfloat16"), ("int8", "bfloat16"))
+CASES = (
+    ("none", "float32"), ("none", "bfloat16"), ("nf4", "float32"), ("nf4", "bfloat16"), ("int8", "bfloat16"),
+    ("int4", "bfloat16"),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -49,8 +53,8 @@ def _measured(file: str, quant: str, dtype: str) -> tuple[int, int, int, float]:
     family = loading.load(checkpoint, quant, dtype)
     peak, seconds = _status("VmHWM") - before, time.perf_counter() - began
     assert len(tokenizer) == len(family.tokenizer)
-    plan = conversion_bytes(checkpoint.spec, quant, dtype, resident=True)
-    return checkpoint.spec.weights_bytes(quant, dtype), peak, plan, seconds
+    spec = replace(checkpoint.spec, on_cpu=True)
+    return spec.weights_bytes(quant, dtype), peak, conversion_bytes(spec, quant, dtype, resident=True), seconds
 
 
 def _status(key: str) -> int:
