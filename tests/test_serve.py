@@ -148,8 +148,8 @@ def test_errors_are_those_that_the_client_knows(client: Any) -> None:
 
 # ---- requests as others send them -------------------------------------------------------------------------------
 
-RECORDED = {
-    # Open WebUI 0.6: a title, then a chat with its own fields.
+AS_SENT = {  # composed by hand from the fields that these clients send, not recorded
+    # Open WebUI: a title, then a chat with its own fields.
     "open-webui": {
         "stream": False, "model": "demo", "messages": [{"role": "user", "content": "What is a whale?"}],
         "metadata": {"chat_id": "1", "task": "title_generation"}, "max_completion_tokens": 50, "user": {"id": "1"},
@@ -167,9 +167,9 @@ RECORDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", AS_SENT)
 def test_requests_of_other_clients_are_answered(served: Served, name: str) -> None:
-    answer = served.post("/v1/chat/completions", **RECORDED[name])
+    answer = served.post("/v1/chat/completions", **AS_SENT[name])
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"]
 
@@ -237,7 +237,7 @@ def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
     slow = [raw(served, body, size=2048) for _ in range(2)]  # as many as there are places
     wait_for(lambda: served.metrics[count] == before + 2, 60)  # both are computed, and nobody has read a byte
     wait_for(lambda: served.metrics["edgemllm_answers_running"] == 0)
-    assert served.post("/v1/chat/completions", **RECORDED["llm"]).status_code == 200
+    assert served.post("/v1/chat/completions", **AS_SENT["llm"]).status_code == 200
     for connection in slow:
         connection.close()
 
@@ -246,7 +246,7 @@ def test_many_at_once_are_all_answered(served: Served) -> None:
     answers: list[int] = []
 
     def ask() -> None:
-        answers.append(served.post("/v1/chat/completions", **RECORDED["llm"]).status_code)
+        answers.append(served.post("/v1/chat/completions", **AS_SENT["llm"]).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(24)]
     for thread in threads:
