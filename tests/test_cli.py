@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import run, start, type_to
+from typer.testing import CliRunner
 
 from edgemllm import policies
+from edgemllm.cli.main import app
 from edgemllm.device.detect import DRIVERS
 from edgemllm.models.loading import DEMO
 
@@ -379,3 +382,15 @@ def test_a_word_is_on_the_terminal_before_torch_is_imported() -> None:
     assert code == 3
     assert shown.startswith("planning for nonsense ...\n")
     assert "loading" not in run("chat", "--video", "none.mp4", "hi").stderr
+
+
+@pytest.mark.parametrize(("signalled", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_that_a_library_makes_an_error_of_is_still_one(signalled: BaseException, code: int, monkeypatch: Any) -> None:
+    def imported(*arguments: object, **more: object) -> None:
+        try:
+            raise signalled
+        except BaseException as error:
+            raise RuntimeError("initialization failed") from error
+
+    monkeypatch.setattr("edgemllm.commands.plan.command.plan", imported)
+    assert CliRunner().invoke(app, ["plan"]).exit_code == code

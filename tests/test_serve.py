@@ -403,7 +403,7 @@ def test_a_key_is_asked_for_and_compared(tmp_path: Path) -> None:
         (("--media-path", "missing"), 3, "no folder missing"),
         (("--parallel", "1000000"), 4, "--parallel below 1000000"),
         (("--max-body", "much"), 2, "not an amount of memory"),
-        (("-m", "random:vicuna-7b", "--dry-run"), 4, "does not fit"),
+        (("--kv-budget", "1000000GiB", "--dry-run"), 4, "does not fit"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(arguments: tuple[str, ...], code: int, words: str) -> None:

@@ -62,10 +62,23 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("click", "typer"):
                 raise  # usage errors and exits of the command line itself
+            if (code := _signalled(error)) is not None:
+                raise typer.Exit(code) from None
             from edgemllm import policies  # not earlier: entry points take time to find, and only errors need it
 
             fault = policies.fault(error)
             return _unexpected(error, debugging) if fault is None else _expected(fault, debugging)
+
+
+def _signalled(error: BaseException | None) -> int | None:
+    """Return the exit code of a signal that a library made an error of its own of; None where there was none."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            return error.code
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _expected(error: EdgeError, debugging: bool) -> None:
