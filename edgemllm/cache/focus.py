@@ -62,7 +62,8 @@ class Focus:
         """For each question those of each looker, (B, H, n, D)."""
         self.scaling = 1.0
         self._seen = -1
-        self._best = torch.empty(0)
+        self._tokens = self._ranks = torch.empty(0)
+        """The lookers' tokens by their identities, ascending, and the place of each among the finds: 0 is the best."""
 
     @property
     def nbytes(self) -> int:
@@ -80,30 +81,29 @@ class Focus:
         Of the `size` slots that stay, `first` and `newest` are protected; SHARE of the others is for the finds.
         """
         count = int(SHARE * max(size - first - newest, 0))
-        best = self._found(layer.counts.seen, max(first, SINKS), newest)
-        ids = identities(layer)[:, : score.shape[1]]
-        order = best.sort()
-        place = torch.searchsorted(order.values, ids).clamp_max(len(best) - 1)
-        rank = torch.where(order.values[place] == ids, order.indices[place], len(best))
-        rank[..., layer.length - newest :] = len(best)
+        self._look(layer.counts.seen, max(first, SINKS), newest)
+        ids, unknown = identities(layer)[:, : score.shape[1]], len(self._tokens)
+        place = torch.searchsorted(self._tokens, ids).clamp_max(unknown - 1)
+        rank = torch.where(self._tokens[place] == ids, self._ranks[place], unknown)
+        rank[..., layer.length - newest :] = unknown
         chosen = rank.sort(dim=-1).indices[..., :count]
-        score.scatter_(-1, chosen, torch.where(rank.gather(-1, chosen) < len(best), FOUND_SCORE, score.gather(-1, chosen)))
+        score.scatter_(-1, chosen, torch.where(rank.gather(-1, chosen) < unknown, FOUND_SCORE, score.gather(-1, chosen)))
 
-    def _found(self, seen: int, first: int, newest: int) -> Tensor:
-        """Return the identities of the lookers' tokens, the most looked at first: once for all layers that make room now."""
-        if self._seen != seen:
-            ids = torch.cat([identities(layer).flatten() for layer in self.lookers])
-            tokens, place = ids.unique(return_inverse=True)
-            worth = torch.zeros(len(tokens), device=ids.device)
-            for question in self.queries:
-                looks = [
-                    neighbourhood(attention(queries, layer, self.scaling, first), first, newest).flatten()
-                    for queries, layer in zip(question, self.lookers, strict=True)
-                ]
-                total = torch.zeros_like(worth).index_add_(0, place, torch.cat(looks))
-                torch.maximum(worth, total / total.max().clamp_min(1e-30), out=worth)
-            self._seen, self._best = seen, tokens[worth.argsort(descending=True, stable=True)]
-        return self._best
+    def _look(self, seen: int, first: int, newest: int) -> None:
+        """Rank the lookers' tokens, the most looked at first: once for all layers that make room after `seen` tokens."""
+        if self._seen == seen:
+            return
+        ids = torch.cat([identities(layer).flatten() for layer in self.lookers])
+        self._tokens, place = ids.unique(return_inverse=True)
+        worth = torch.zeros(len(self._tokens), device=ids.device)
+        for question in self.queries:
+            looks = [
+                neighbourhood(attention(queries, layer, self.scaling, first), first, newest).flatten()
+                for queries, layer in zip(question, self.lookers, strict=True)
+            ]
+            total = torch.zeros_like(worth).index_add_(0, place, torch.cat(looks))
+            torch.maximum(worth, total / total.max().clamp_min(1e-30), out=worth)
+        self._seen, self._ranks = seen, worth.argsort(descending=True, stable=True).argsort()
 
 
 def latest_queries(listener: CacheLayer) -> Tensor:

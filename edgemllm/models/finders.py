@@ -54,15 +54,15 @@ def listen(family: ModelFamily, text: str) -> KVCache:
 
 @torch.inference_mode()
 def finders(family: ModelFamily) -> tuple[int, ...]:
-    """Return the places, among the managed layers, of those whose attention goes from questions to their sentences most."""
+    """Return the places, among the managed layers, of those in which a question looks at its own sentence before others."""
     if family not in _known:
-        shares = torch.stack(_shares(family)).clamp_min(1e-9).log().mean(0)
-        _known[family] = tuple(sorted(shares.topk(min(LOOKERS, len(shares))).indices.tolist()))
+        leads = torch.stack(_leads(family)).clamp_min(1e-9).log().mean(0)
+        _known[family] = tuple(sorted(leads.topk(min(LOOKERS, len(leads))).indices.tolist()))
     return _known[family]
 
 
-def _shares(family: ModelFamily) -> list[Tensor]:
-    """Return for each question the share of its sentence in the attention to all of them, (layers,)."""
+def _leads(family: ModelFamily) -> list[Tensor]:
+    """Return for each question how many times as much its sentence is looked at, at best, as any place elsewhere, (layers,)."""
     sizes = [len(family.tokenize(f" {sentence}")) for sentence, _ in FACTS]
     ends = list(itertools.accumulate(sizes))
     read = listen(family, "".join(f" {sentence}" for sentence, _ in FACTS))
