@@ -54,6 +54,7 @@ ELSEWHERE = {
     "edgemllm chat --text book.txt": "a book: test_text_in.py::test_chat_reads_texts_before_its_questions",
     "edgemllm chat --video lecture.mp4 --policy ./mine.py:Mine":
         "test_policy_files.py::test_the_example_of_contributing_is_the_file_that_is_checked_and_run",
+    "edgemllm doctor": "tells of this machine: test_doctor.py::test_this_machine_works_and_a_kernel_was_run",
     "edgemllm inspect": "takes a minute: test_inspect.py::test_pictures_and_numbers_of_a_clip",
     "edgemllm perplexity": HOURS + "test_perplexity_command.py",
     "edgemllm plan --model all": "takes minutes: test_cli.py::test_known_models_and_where_one_fits",

@@ -39,6 +39,7 @@ EXAMPLES = {
     "policies": ("", "inf-mllm", "--json"),
     "profiles": ("", "orin-nano-8gb", "--json"),
     "models": ("", "qwen2.5-vl-3b", "--json"),
+    "doctor": ("", "--json"),
 }
 """What to type after the name of a command, for its help page."""
 

@@ -167,7 +167,7 @@ def _standard_streams() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import bench, catalogue, chat, inspect, models, perplexity, plan, recall, serve, stream
+    from edgemllm.cli import bench, catalogue, chat, doctor, inspect, models, perplexity, plan, recall, serve, stream
     from edgemllm.cli.help import Command
 
     app.command(cls=Command)(chat.chat)
@@ -181,6 +181,7 @@ def _register() -> None:
     app.command(cls=Command)(catalogue.policies)
     app.command(cls=Command)(models.models)
     app.command(cls=Command)(catalogue.profiles)
+    app.command(cls=Command)(doctor.doctor)
 
 
 _register()

@@ -12,8 +12,10 @@ from edgemllm.device.memory import probe
 from edgemllm.device.profiles import DeviceProfile, load, names
 
 ORIN = (8, 7)
-DRIVERS = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
-"""What a GPU's driver shows: a graphics card, a Jetson, WSL, ROCm."""
+NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap")
+"""What NVIDIA's driver shows: of a graphics card, of a Jetson."""
+DRIVERS = (*NVIDIA, "/dev/dxg", "/dev/kfd")
+"""And others, which may be of a GPU that torch can use: of WSL, of ROCm."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ def cuda_gpu() -> Gpu | None:
     """Return CUDA device 0, or None when torch sees no GPU: where Linux has no driver for one, without importing torch."""
     if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
         return None
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # planning and the doctor do without
+        return None
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)

@@ -1,0 +1,1 @@
+"""`edgemllm doctor`: what works on this machine, what does not, and what to type then."""
