@@ -13,6 +13,7 @@ WORKDIR /opt/edgemllm
 COPY pyproject.toml README.md LICENSE ./
 COPY edgemllm edgemllm
 COPY configs configs
+COPY scripts/locked.txt scripts/
 # A torch that the base brings satisfies the requirement, and is not replaced.
 RUN python3 -m pip install --no-cache-dir ".[serve]" \
     && mkdir -p /var/lib/edgemllm /media \

@@ -152,7 +152,7 @@ def test_a_torch_without_kernels_for_this_gpu(tmp_path: Path) -> None:
     assert found["device"].state == "fails"
     assert "8.7: CUDA error: no kernel image" in found["device"].found
     assert "sm_80, sm_90, sm_110" in found["device"].found
-    assert "sbsa/cu130" in found["device"].cures[0]
+    assert "kernels for Orin" in found["device"].cures[0]
     assert "bitsandbytes" not in found  # nothing that computes on this device can be tried
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from boards import orin_nano, thor
 
 from edgemllm.device import detect as detection
 from edgemllm.device import profiles
@@ -37,6 +38,8 @@ def test_every_shipped_profile_loads_and_every_figure_has_a_source(name: str) ->
     figures |= {"cache_memory"} if profile.cache.memory is not None else set()
     assert set(profile.source) == figures
     assert all(len(text) > 5 for text in profile.source.values())
+    assert profile.bandwidth_gb_s is None or "https://" in profile.source["bandwidth_gb_s"]
+    assert not profile.gpu_bandwidths or profile.bandwidth_gb_s == min(profile.gpu_bandwidths.values())
     assert 0 < profile.idle_memory().free_bytes <= profile.idle_memory().total_bytes
     assert profile.margin < profile.idle_memory().free_bytes
 
@@ -45,6 +48,8 @@ def test_classes_that_users_expect() -> None:
     assert {"orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb", "cpu"} <= set(profiles.names())
     assert {"a100-80gb", "h100-80gb", "h200-141gb"} <= set(profiles.names())
     assert {f"rtx-laptop-{size}gb" for size in (8, 12, 16, 24)} <= set(profiles.names())
+    assert {f"rtx-{size}gb" for size in (12, 16, 24, 32)} <= set(profiles.names())
+    assert {"agx-thor-128gb", "dgx-spark-128gb", "orin-nano-8gb-15w", "apple-silicon"} <= set(profiles.names())
     nano = profiles.load("orin-nano-8gb")
     assert (nano.kind, nano.backend, nano.weights) == ("unified", "cuda", "nf4")
     assert nano.memory == 7607 * 2**20
@@ -116,27 +121,56 @@ def test_jetson_in_a_container_by_compute_capability(tmp_path: Path) -> None:
     assert detect(board(tmp_path, 31_000_000), lambda: gpu).name == "agx-orin-32gb"
 
 
-def test_unknown_board_with_unified_memory_claims_no_bandwidth(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "name", "bandwidth"), [(0, "orin-nano-8gb-15w", 68), (1, "orin-nano-8gb", 102), (2, "orin-nano-8gb", 102)]
+)
+def test_a_power_mode_decides_the_bandwidth_of_an_orin_nano(tmp_path: Path, mode: int, name: str, bandwidth: float) -> None:
+    found = detect(orin_nano(tmp_path, mode=mode), no_gpu)
+    assert (found.name, found.bandwidth_gb_s, found.memory) == (name, bandwidth, 7_802_000 * 1024)
+
+
+def test_a_thor_by_its_module_and_in_a_container_by_its_gpu(tmp_path: Path) -> None:
+    assert detect(thor(tmp_path / "board"), no_gpu).name == "agx-thor-128gb"
+    gpu = Gpu("NVIDIA Thor", 120 * GIB, (11, 0), True)
+    assert detect(board(tmp_path / "container", 128_800_000), lambda: gpu).name == "agx-thor-128gb"
+    half = detect(board(tmp_path / "half", 64_000_000), lambda: gpu)  # the T4000 has the same name
+    assert (half.title, half.memory) == ("NVIDIA Thor", 64_000_000 * 1024)
+
+
+def test_unified_memory_by_the_name_of_the_gpu(tmp_path: Path) -> None:
     gpu = Gpu("NVIDIA GB10", 120 * GIB, (12, 1), True)
     found = detect(board(tmp_path, 127_600_748), lambda: gpu)
+    assert (found.name, found.bandwidth_gb_s) == ("dgx-spark-128gb", 273)
+
+
+def test_unknown_board_with_unified_memory_claims_no_bandwidth(tmp_path: Path) -> None:
+    gpu = Gpu("NVIDIA N1X", 45 * GIB, (12, 1), True)
+    found = detect(board(tmp_path, 54_000_000), lambda: gpu)
     assert (found.name, found.kind, found.bandwidth_gb_s) == ("auto", "unified", None)
 
 
 @pytest.mark.parametrize(
-    ("gpu_name", "gib", "expected"),
+    ("gpu_name", "gib", "expected", "bandwidth"),
     [
-        ("NVIDIA H200", 139, "h200-141gb"),
-        ("NVIDIA A100-SXM4-80GB", 79, "a100-80gb"),
-        ("NVIDIA H100 80GB HBM3", 79, "h100-80gb"),
-        ("NVIDIA GeForce RTX 4070 Laptop GPU", 8, "rtx-laptop-8gb"),
-        ("NVIDIA GeForce RTX 3060", 12, "auto"),
-        ("NVIDIA A100-SXM4-40GB", 40, "auto"),
+        ("NVIDIA H200", 139, "h200-141gb", 4800),
+        ("NVIDIA A100-SXM4-80GB", 79, "a100-80gb", 2040),
+        ("NVIDIA H100 80GB HBM3", 79, "h100-80gb", 3350),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", 8, "rtx-laptop-8gb", 256),
+        ("NVIDIA GeForce RTX 3060", 12, "rtx-12gb", 360),
+        ("NVIDIA GeForce RTX 4070", 12, "rtx-12gb", 504),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 16, "rtx-16gb", 672),
+        ("NVIDIA GeForce RTX 5060 Ti", 16, "rtx-16gb", 448),
+        ("NVIDIA GeForce RTX 4090", 24, "rtx-24gb", 1008),
+        ("NVIDIA GeForce RTX 5090", 31, "rtx-32gb", 1792),
+        ("NVIDIA GeForce RTX 5060 Ti", 8, "auto", None),
+        ("NVIDIA GeForce RTX 5070 Ti Laptop GPU", 12, "auto", None),
+        ("NVIDIA A100-SXM4-40GB", 40, "auto", None),
     ],
 )
-def test_graphics_cards(tmp_path: Path, gpu_name: str, gib: int, expected: str) -> None:
+def test_graphics_cards(tmp_path: Path, gpu_name: str, gib: int, expected: str, bandwidth: float | None) -> None:
     found = detect(board(tmp_path, 32_000_000), lambda: Gpu(gpu_name, gib * GIB, (8, 0), False))
     assert (found.name, found.kind, found.memory) == (expected, "discrete", gib * GIB)
-    assert (found.bandwidth_gb_s is None) == (expected == "auto")
+    assert found.bandwidth_gb_s == bandwidth
 
 
 def test_small_card_and_no_card(tmp_path: Path) -> None:
@@ -144,6 +178,11 @@ def test_small_card_and_no_card(tmp_path: Path) -> None:
     small = detect(root, lambda: Gpu("NVIDIA GTX 1650", 4 * GIB, (7, 5), False))
     assert (small.weights, small.memory) == ("nf4", 4 * GIB)
     assert detect(root, no_gpu).name == "cpu"
+
+
+def test_a_mac_profile_asks_the_machine() -> None:
+    mac = profiles.load("apple-silicon")
+    assert (mac.backend, mac.memory, mac.bandwidth_gb_s) == ("mps", None, None)
 
 
 def test_auto_is_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

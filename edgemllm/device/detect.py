@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgemllm.device.memory import probe
 from edgemllm.device.profiles import DeviceProfile, load, names
+from edgemllm.device.tegra import power_mode
 
 ORIN = (8, 7)
 NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/nvmap")
@@ -75,25 +76,45 @@ def device_tree(root: Path = Path("/")) -> str:
 
 def _unified(tree: str, root: Path, title: str) -> DeviceProfile:
     total = probe("cpu", root).total_bytes
-    boards = [profile for profile in map(load, names()) if profile.kind == "unified"]
-    for profile in boards:
-        if any(module in tree for module in profile.modules):
-            return replace(profile, memory=total)
+    boards = [profile for profile in map(load, names()) if profile.kind == "unified" and profile.memory]
+    named = [profile for profile in boards if any(module in tree for module in profile.modules)]
+    named = named or [profile for profile in boards if _names(profile, title) and _near(profile, total)]
+    if named:
+        mode = power_mode(root)
+        slowed = [profile for profile in named if mode and mode.name in profile.power_modes]
+        return replace((slowed or [profile for profile in named if not profile.power_modes])[0], memory=total)
+    boards = [profile for profile in boards if not profile.power_modes]
     nearest = _nearest(boards, total)
     # The module number is hidden or not listed: Orin boards differ by memory, so a class of the same size is right.
-    if abs(total - (nearest.memory or 0)) * 10 <= total:
+    if _near(nearest, total):
         return replace(nearest, title=title or nearest.title, memory=total)
     return replace(nearest, name="auto", title=title or "unified memory", memory=total, bandwidth_gb_s=None)
 
 
 def _discrete(gpu: Gpu) -> DeviceProfile:
     cards = [profile for profile in map(load, names()) if profile.kind == "discrete"]
-    for profile in cards:
-        if any(part in gpu.name for part in profile.gpus):
-            return replace(profile, memory=gpu.total_bytes)
+    named = [
+        (len(part), profile.gpu_bandwidths.get(part, profile.bandwidth_gb_s), profile)
+        for profile in cards
+        if _near(profile, gpu.total_bytes)
+        for part in _names(profile, gpu.name)
+    ]
+    if named:  # the longest name says most: an RTX 4070 Ti SUPER is also an RTX 4070
+        _, bandwidth, profile = max(named, key=lambda each: each[0])
+        return replace(profile, memory=gpu.total_bytes, bandwidth_gb_s=bandwidth)
     # The choices of the nearest class hold for any card of that size; its bandwidth does not.
     nearest = _nearest(cards, gpu.total_bytes)
     return replace(nearest, name="auto", title=gpu.name, memory=gpu.total_bytes, bandwidth_gb_s=None)
+
+
+def _names(profile: DeviceProfile, gpu: str) -> list[str]:
+    """Return the profile's names that are part of this GPU's; a laptop's has the name of a faster card in it."""
+    return [part for part in profile.gpus if part in gpu and ("Laptop" in part) == ("Laptop" in gpu)]
+
+
+def _near(profile: DeviceProfile, total: int) -> bool:
+    """Return whether a machine with `total` bytes is of this class: names are shared by cards of different sizes."""
+    return abs(total - (profile.memory or 0)) * 10 <= total
 
 
 def _nearest(profiles: list[DeviceProfile], total: int) -> DeviceProfile:

@@ -19,7 +19,7 @@ CHOICES = {
     "weights": QUANTISATIONS,
 }
 REQUIRED = ("title", "kind", "reserved", "backend", "dtype", "weights", "chunk", "margin", "cache")
-TABLES = {"cache": ("policy", "memory"), "detect": ("modules", "gpus"), "source": None}
+TABLES = {"cache": ("policy", "memory"), "detect": ("modules", "gpus", "power_modes"), "source": None}
 FIGURES = ("memory", "reserved", "bandwidth_gb_s", "chunk", "margin", "cache_memory")
 
 
@@ -79,6 +79,12 @@ class DeviceProfile:
 
     gpus: tuple[str, ...] = ()
     """Parts of the GPU's name as CUDA gives it."""
+
+    gpu_bandwidths: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Of these, the bandwidth in GB/s where it is not the same for the whole class."""
+
+    power_modes: tuple[str, ...] = ()
+    """The modes of nvpmodel that this profile is for; none: all that no other profile of the board names."""
 
     source: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Where each figure comes from."""
@@ -158,9 +164,9 @@ def _unknown_key(path: Path, key: str, known: list[str]) -> UsageError:
 def _profile(path: Path, table: dict[str, Any]) -> DeviceProfile:
     inner, found = table["cache"], table.get("detect", {})
     memory, cap = table.get("memory"), inner.get("memory")
-    if memory is None and table["kind"] != "host":
-        raise UsageError(f"{path}: the key 'memory' is missing", "only a CPU profile may leave it to the machine")
-    bandwidth = table.get("bandwidth_gb_s")
+    if memory is None and table["kind"] != "host" and table["backend"] != "mps":
+        raise UsageError(f"{path}: the key 'memory' is missing", "only a CPU or Mac profile may leave it to the machine")
+    bandwidth, gpus = table.get("bandwidth_gb_s"), found.get("gpus", ())
     return DeviceProfile(
         name=path.stem,
         title=str(table["title"]),
@@ -175,7 +181,9 @@ def _profile(path: Path, table: dict[str, Any]) -> DeviceProfile:
         margin=_bytes(path, "margin", table["margin"]),
         cache=CacheConfig(inner.get("policy", DEFAULT_POLICY), None if cap is None else _bytes(path, "cache.memory", cap)),
         modules=tuple(found.get("modules", ())),
-        gpus=tuple(found.get("gpus", ())),
+        gpus=tuple(gpus),
+        gpu_bandwidths={name: _positive(path, f"gpus.{name}", gpus[name]) for name in gpus} if isinstance(gpus, dict) else {},
+        power_modes=tuple(found.get("power_modes", ())),
         source=dict(table.get("source", {})),
     )
 

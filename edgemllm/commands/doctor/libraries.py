@@ -14,11 +14,11 @@ def torch(machine: Machine) -> Check:
     """Check that torch is there, and was built for the GPU that is."""
     found = machine.of("device", "torch")
     if "error" in found:
-        cure = cures.torch(machine.release, there=found.get("missing") != "torch")
+        cure = cures.torch(machine, there=found.get("missing") != "torch")
         return Check("torch", "fails", _missing(found, "torch"), cure)
     text = f"{found['version']}, {found['built_for'] or 'without CUDA'}"
     if machine.driver and not found["built_for"]:
-        return Check("torch", "fails", f"{text}, and this machine has a GPU", cures.torch(machine.release))
+        return Check("torch", "fails", f"{text}, and this machine has a GPU", cures.torch(machine))
     return Check("torch", "ok", text)
 
 
@@ -37,14 +37,14 @@ def device(machine: Machine) -> Check | None:
         return Check("device", "ok", f"{text}; multiplies matrices")
     kernels = ", ".join(built["kernels_for"]) or "none"
     fault = found.get("fault", "a product of matrices is wrong")
-    return Check("device", "fails", f"{text}: {fault} (torch has kernels for {kernels})", cures.torch(machine.release))
+    return Check("device", "fails", f"{text}: {fault} (torch has kernels for {kernels})", cures.torch(machine))
 
 
 def _without_cuda(machine: Machine, why_not: str, found: Mapping[str, Any]) -> Check:
     name = found["device"]
     text = f"cpu, torch's threads: {found['threads']}" if name == "cpu" else f"{name}: Apple's GPU"
     if not found.get("right"):
-        return Check("device", "fails", f"{text}: {found.get('fault', 'a product of matrices is wrong')}", cures.torch(None))
+        return Check("device", "fails", f"{text}: {found.get('fault', 'a product of matrices is wrong')}", cures.torch(machine))
     if machine.driver and why_not:
         return Check("device", "fails", f"{text}; torch sees no GPU: {why_not}", _access(machine))
     if name == "mps":
@@ -67,14 +67,14 @@ def bitsandbytes(machine: Machine) -> Check | None:
     needed = machine.device == "cuda" and machine.profile.weights in ("nf4", "int8")
     if found.get("missing") == "bitsandbytes":
         text = "not installed: no --quant nf4" + ("" if machine.device == "cpu" else " or int8")
-        cure = cures.bitsandbytes(machine.release, machine.device) if machine.board else ("pip install 'edgemllm[quant]'",)
+        cure = cures.bitsandbytes(machine) if machine.board else ("pip install 'edgemllm[quant]'",)
         return Check("bitsandbytes", "fails" if needed else "note", text, cure)
     if "error" in found:
         text = f"does not work: {found['error'] or 'it was not reached'}"
-        return Check("bitsandbytes", "fails", text, cures.bitsandbytes(machine.release, machine.device))
+        return Check("bitsandbytes", "fails", text, cures.bitsandbytes(machine))
     if not found["right"]:
         text = f"{found['version']}: values quantised to nf4 on {machine.device} come back wrong"
-        return Check("bitsandbytes", "fails", text, cures.bitsandbytes(machine.release, machine.device))
+        return Check("bitsandbytes", "fails", text, cures.bitsandbytes(machine))
     return Check("bitsandbytes", "ok", f"{found['version']}; quantises to nf4 on {machine.device}")
 
 

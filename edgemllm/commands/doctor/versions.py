@@ -49,7 +49,7 @@ def versions(machine: Machine) -> Check:
 def _cures(wanted: list[Requirement], machine: Machine) -> tuple[str, ...]:
     """Return what to type for requirements that are not met; torch comes from where this machine has it from."""
     others = " ".join(f"'{each.name}{each.specifier}'" for each in wanted if each.name != "torch")
-    torch = cures.torch(machine.release) if any(each.name == "torch" for each in wanted) else ()
+    torch = cures.torch(machine) if any(each.name == "torch" for each in wanted) else ()
     return (*torch, f"pip install {others}") if others else torch
 
 
