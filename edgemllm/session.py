@@ -364,5 +364,7 @@ class Session:
             "bytes": self.cache.nbytes,
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
-            "streamed": any(layer.counts.streamed for layer in self.cache.layers),
+            "streamed": any(layer.counts.streamed for layer in self.cache.managed),
+            "state_bytes": self.cache.state_bytes,
+            "managed_layers": len(self.cache.managed),
         }

@@ -12,6 +12,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.media.frame import Frame
+from edgemllm.models.families.qwen_vl import STAMPED
 from edgemllm.models.vision.patches import patches
 from edgemllm.models.vision.pixels import anyres, pixels
 from edgemllm.models.vision.tiles import best_grid, split
@@ -75,7 +76,7 @@ def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
     """Token ids of a video in families that write between the frames; empty in others."""
     kind, say = tiny.model.config.model_type, tiny.family.tokenize
     ids: list[int] = []
-    if kind == "qwen3_vl":
+    if kind in STAMPED:
         for first, second in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
             stamp = say(f"<{(first.time + second.time) / 2:.1f} seconds>")
             ids += [*stamp, VISION_START, *[VIDEO] * 12, VISION_END]

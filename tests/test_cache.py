@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import MODELS, TEXT_MODELS, llama, qwen2_vl, random_ids
+from tiny import TEXT_MODELS, llama, qwen2, qwen2_vl, qwen3_5_text, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.rope import renumber
-from edgemllm.cache.size import CacheSpec
 from edgemllm.errors import OutOfMemoryError
 from edgemllm.policies.base import ALL, CachePolicy
 from edgemllm.policies.full import Full
@@ -87,12 +86,8 @@ def test_a_long_stream_stays_within_every_layers_budget(name: str, size: int) ->
 def test_bytes_are_known_beforehand(make, name: str) -> None:
     tiny, policy = make(), built(name)
     tiny.run(tiny.text_chunk(random_ids(60)), 8, policy, 32)
-    config = tiny.text.config
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    windows = tuple(layer.window for layer in tiny.cache.layers)
-    spec = CacheSpec(3, heads, config.to_dict().get("num_key_value_heads", heads), head_dim, 4, windows=windows)
-    assert tiny.cache.total == spec.managed * 32
+    spec = tiny.family.spec
+    assert tiny.cache.total == len(spec.managed) * 32
     assert tiny.cache.nbytes == 32 * spec.token_bytes(policy) + spec.fixed_bytes(policy, chunk=8)
 
 
@@ -115,31 +110,31 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
     tiny.use(NAME)
     cache = tiny.new_cache(policy, budget)
     got, visible = [], []
-    spy_now: list[list[torch.Tensor]] = []
+    spy_now: list[dict[int, torch.Tensor]] = []
 
     def spy(module, query, key, value, mask, **kwargs):
         layer = kwargs["kv_cache"].layers[module.layer_idx]
-        spy_now[-1].append(layer.positions[0, 0].clone())
+        spy_now[-1][module.layer_idx] = getattr(layer, "source", layer).positions[0, 0].clone()
         return ours.attention(module, query, key, value, mask, **kwargs)
 
     AttentionInterface.register(NAME, spy)
     try:
         for part in chunk.split(size):
-            spy_now.append([])
+            spy_now.append({})
             got.append(forward(tiny.text, cache, part))
             visible.append(spy_now[-1])
     finally:
         AttentionInterface.register(NAME, ours.attention)
     total = len(chunk)
-    kv_heads = cache.layers[0].keys.shape[1]
-    masks = torch.zeros(3, kv_heads, total, total, dtype=torch.bool)
+    kv_heads = cache.managed[0].keys.shape[1]
+    masks = {number: torch.zeros(kv_heads, total, total, dtype=torch.bool) for number in visible[0]}
     for step, part in enumerate(visible):
         rows = range(step * size, min((step + 1) * size, total))
-        for number, kept in enumerate(part):
+        for number, kept in part.items():
             for head in range(kv_heads):
                 for row in rows:
                     seen = kept[head][kept[head] <= row].long()
-                    masks[number, head, row, seen] = True
+                    masks[number][head, row, seen] = True
 
     def eager(module, query, key, value, mask, scaling=None, **kwargs):
         groups = query.shape[1] // key.shape[1]
@@ -167,7 +162,7 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
     ],
     ids=["window", "streaming-llm", "inf-mllm", "inf-mllm per head", "observing"],
 )
-@pytest.mark.parametrize("make", [MODELS[1], MODELS[2], qwen2_vl], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [llama, qwen2, qwen2_vl, qwen3_5_text], ids=lambda make: make.__name__)
 def test_after_eviction_equals_masked_full_attention(make, policy: CachePolicy, size: int) -> None:
     tiny = make()
     got, want = masked_reference(tiny, tiny.text_chunk(random_ids(60)), size, policy, 20)

@@ -23,7 +23,7 @@ from edgemllm.models.facts import recorded
 from edgemllm.models.families import families, family_of
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.random_weights import byte_tokenizer, random_model
-from edgemllm.models.spec import ModelSpec, cache_spec
+from edgemllm.models.spec import ModelSpec
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.session import Session
 
@@ -97,7 +97,7 @@ def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
         policy = policies.build(name)
         session = Session(family, policy, 256, chunk=32)
         session.feed(family.text([1] * 300, 0))
-        shape = cache_spec(config.get_text_config(), 4, family.axes)
+        shape = family.cache_spec(config.get_text_config(), 4)
         assert 256 * shape.token_bytes(policy) + shape.fixed_bytes(policy, 32) == pytest.approx(session.kv()["bytes"], rel=0.05)
 
 

@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from edgemllm import policies
 from edgemllm.cache.scratch import Scratch
-from edgemllm.cache.size import CacheSpec
+from edgemllm.cache.size import CacheSpec, LayerSpec
 from edgemllm.commands.events import headed
 from edgemllm.device import profiles
 from edgemllm.device.memory import Memory, human_bytes
@@ -67,7 +67,7 @@ FULL = {"policy": policies.build("full"), "policy_name": "full"}
 
 
 def cache_of(spec: ModelSpec) -> CacheSpec:
-    return CacheSpec(spec.layers, spec.heads, spec.kv_heads, spec.head_dim, itemsize=2)
+    return CacheSpec((LayerSpec("full", spec.heads, spec.kv_heads, spec.head_dim),) * spec.layers, itemsize=2)
 
 
 def kv_per_token(spec: ModelSpec) -> int:
@@ -143,7 +143,7 @@ def test_auto_fills_what_is_left_and_no_more(qwen_7b: ModelSpec) -> None:
     assert make(qwen_7b, profile=profile, memory=free).kv_budget_tokens == 4096
     assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=needed - 1)).kv_budget_tokens == 4032
     assert make(qwen_7b, profile=profile, memory=replace(free, free_bytes=99 * GIB)).kv_budget_tokens == 16384
-    wide = replace(cache_of(qwen_7b), layers=500)
+    wide = replace(cache_of(qwen_7b), layers=cache_of(qwen_7b).layers[:1] * 500)
     assert 0.9 * GIB < make(qwen_7b, memory=replace(free, free_bytes=99 * GIB), shape=wide).kv_bytes <= GIB
 
 

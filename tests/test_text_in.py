@@ -426,9 +426,11 @@ def test_cues_come_before_the_first_frame_that_follows_them(name: str, text: str
     assert parts(3) == [[3, 4], last, [5, 6, 7]]
 
 
-@pytest.mark.parametrize("model", [model for model in VISION_MODELS if model().family.video_token])
+@pytest.mark.parametrize("model", VISION_MODELS)
 def test_every_family_hears_subtitles_among_the_frames(model: Any) -> None:
     family = model().use(NAME).family
+    if family.video_token is None:
+        pytest.skip("takes no video")
     watching = Session(family, policies.build("streaming-llm"), 192, 64)
     frames = [Frame(np.full((32, 32, 3), 30 * second, np.uint8), float(second), second) for second in range(6)]
     assert watching.watch(frames, Subtitles([Cue(1.5, 3, "It rains."), Cue(9, 10, "The end.")])) == 6

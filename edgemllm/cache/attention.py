@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.constant_layers import SharedLayer
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kernels import attend, visible_slots
 from edgemllm.cache.kv_cache import KVCache
@@ -41,14 +42,18 @@ def attention(
     if kv_cache is None or attention_mask is not None:
         raise RuntimeError("transformers no longer passes `kv_cache` through, or passes a mask: see tests/test_seam.py")
     layer = kv_cache.layers[module.layer_idx]
-    policy = layer.policy
     count = query.shape[2]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if policy.query_window:
-        layer.remember_queries(query, scale)
-    query, key = rotate_queries(query, kv_cache.now.rotation), layer.rotated_keys()
+    if isinstance(layer, SharedLayer):  # what stays in its source is decided by that layer's queries
+        layer, watched = layer.source, 0
+        rotation = layer.numbering.rotation(kv_cache.now, slice(layer.length - count, None))
+    else:
+        assert isinstance(layer, ManagedLayer)
+        watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
+        if layer.policy.query_window:
+            layer.remember_queries(query, scale)
+    query, key = rotate_queries(query, rotation), layer.rotated_keys()
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
-    watched = min(count, policy.observe_window)
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)

@@ -62,7 +62,7 @@ class Decoder:
                 return run(self.text_model, self.cache)
         else:
             self.replayed = True
-            for layer in self.cache.layers:
+            for layer in self.cache.with_slots:
                 layer.advance(1, {})
         graph, hidden = self.graphs[key]
         graph.replay()
@@ -70,14 +70,14 @@ class Decoder:
 
     def _cycles(self) -> bool:
         """Return whether every layer evicts when it is full again, so that its length recurs; one that was trimmed grows."""
-        return all(layer.counts.evicted and layer.slots.capacity == layer.budget for layer in self.cache.layers)
+        return all(layer.counts.evicted and layer.slots.capacity == layer.budget for layer in self.cache.with_slots)
 
     def _shape(self) -> Hashable:
         """Return what the kernels of a step depend on besides the contents of storage."""
-        storage = tuple(layer.keys.data_ptr() for layer in self.cache.layers)
+        storage = tuple(layer.keys.data_ptr() for layer in self.cache.with_slots)
         if storage != self._storage or len(self.graphs) >= MAX_GRAPHS or len(self._met) >= 2 * MAX_GRAPHS:
             self._storage, self.graphs, self._met = storage, {}, set()
-        return tuple(layer.length for layer in self.cache.layers), self.cache.rope.stride
+        return tuple(layer.length for layer in self.cache.with_slots), self.cache.rope.stride
 
     def _copied(self, chunk: Chunk) -> Chunk:
         """Return the token, copied to the addresses that graphs read from."""
@@ -98,7 +98,7 @@ class Decoder:
 
     def _capture(self, key: Hashable) -> bool:
         """Record the step that was started; counts then stand as after it, though its kernels have not run."""
-        before = [layer.length for layer in self.cache.layers]
+        before = [layer.length for layer in self.cache.with_slots]
         graph = torch.cuda.CUDAGraph()
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -107,7 +107,7 @@ class Decoder:
         except RuntimeError as error:
             log.info("decoding without CUDA graphs: %s", str(error).splitlines()[0])
             self.capturing, self.graphs = False, {}
-            for layer, length in zip(self.cache.layers, before, strict=True):
+            for layer, length in zip(self.cache.with_slots, before, strict=True):
                 layer.advance(length - layer.length, {})
             return False
         finally:

@@ -4,48 +4,58 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from edgemllm.cache.chunk import Chunk, Modality
+from edgemllm.cache.constant_layers import SharedLayer, StateLayer
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.policy import CachePolicy, Newest
 from edgemllm.cache.rope import Rope
+from edgemllm.cache.size import LayerSpec, managed_kind
 
 
 class KVCache(Cache):  # type: ignore[misc]
     """All layers. `budgets` holds the slots of each layer, None for a layer that may grow without end.
 
-    `windows`: the sliding window of each layer, None for full attention. In a model that mixes both, a sliding layer
-    holds its own window and room for `chunk` tokens, and no policy manages it. `sliding_rope`: its rotation, if another.
+    `shapes`: what each layer is; empty: full attention everywhere. In a model of mixed kinds the policy manages the layers
+    of full attention alone: a sliding one holds its window and room for `chunk` tokens, a constant state is transformers'
+    own, a shared layer has no slots. `sliding_rope`: the rotation of sliding layers, if another.
     """
 
-    layers: list[ManagedLayer]
+    layers: list[ManagedLayer | StateLayer | SharedLayer]
 
     def __init__(
         self,
         policy: CachePolicy,
         rope: Rope,
         budgets: Sequence[int | None],
-        windows: Sequence[int | None] = (),
+        shapes: Sequence[LayerSpec] = (),
         sliding_rope: Rope | None = None,
         chunk: int = 1,
     ) -> None:
         rope, sliding_rope = copy.copy(rope), copy.copy(sliding_rope)  # their stride belongs to this stream
-        windows = windows or [None] * len(budgets)
-        mixed = None in windows
-        layers = []
-        for budget, window in zip(budgets, windows, strict=True):
-            if window is not None and mixed:
-                layers.append(ManagedLayer(Newest(), sliding_rope or rope, window - 1 + chunk, window))
+        shapes = shapes or [LayerSpec()] * len(budgets)
+        layers: list[ManagedLayer | StateLayer | SharedLayer] = []
+        for budget, shape in zip(budgets, shapes, strict=True):
+            if shape.kind == "state":
+                layers.append(StateLayer())
+            elif shape.source is not None:
+                layers.append(SharedLayer(cast(ManagedLayer, layers[shape.source])))
+            elif shape.kind == managed_kind(shapes):
+                layers.append(ManagedLayer(policy, rope, budget, shape.window))
             else:
-                layers.append(ManagedLayer(policy, rope, budget, window))
+                assert shape.window is not None
+                layers.append(ManagedLayer(Newest(), sliding_rope or rope, shape.window - 1 + chunk, shape.window))
         super().__init__(layers=layers)
         self.policy, self.rope, self.chunk = policy, rope, chunk
-        self.managed = [layer for layer in layers if layer.policy is policy]
+        self.with_slots = [layer for layer in layers if isinstance(layer, ManagedLayer)]
+        """The layers that hold keys and values of their own."""
+        self.managed = [layer for layer in self.with_slots if layer.policy is policy]
         """The layers in which the policy decides."""
         self.budgets_final = False
         """Managed layers have their final budgets."""
@@ -66,17 +76,17 @@ class KVCache(Cache):  # type: ignore[misc]
         window, seen = self.policy.query_window, self.seen + len(chunk)
         ring = torch.arange(seen - min(window, len(chunk)), seen, device=chunk.embeds.device) % max(window, 1)
         self.now = Pass(chunk, ring)
-        for layer in self.layers:
+        for layer in self.with_slots:
             layer.now = self.now
 
     def begin_prompt(self) -> None:
         """Mark what comes next as the newest prompt."""
-        for layer in self.layers:
+        for layer in self.with_slots:
             layer.counts.prompt = self.seen
 
     def make_room(self, count: int) -> None:
         """Make room for `count` more tokens in every layer."""
-        for layer in self.layers:
+        for layer in self.with_slots:
             layer.make_room(count)
 
     def finalize_budgets(self) -> None:
@@ -106,13 +116,25 @@ class KVCache(Cache):  # type: ignore[misc]
         return sum(layer.nbytes for layer in self.layers) + (focus.nbytes if focus else 0)
 
     @property
+    def state_bytes(self) -> int:
+        """Return the bytes of constant states, which no budget bounds and no policy shrinks."""
+        return sum(layer.nbytes for layer in self.layers if isinstance(layer, StateLayer))
+
+    @property
+    def read_bytes(self) -> int:
+        """Return the bytes that a decoded token reads: keys and values, those of a shared layer again, and states."""
+        read = [layer.source if isinstance(layer, SharedLayer) else layer for layer in self.layers]
+        slots = [layer for layer in read if isinstance(layer, ManagedLayer) and layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in slots) + self.state_bytes
+
+    @property
     def seen(self) -> int:
         """Return the tokens ever inserted."""
-        return self.layers[0].counts.seen
+        return self.managed[0].counts.seen
 
     def remembered(self, kind: Modality) -> Tensor:
         """Return seconds of video, or lines of text, of which some layer still holds a token: sorted, once each, on the CPU."""
-        times = [layer.time[layer.modality == kind] for layer in self.layers if layer.is_initialized]
+        times = [layer.time[layer.modality == kind] for layer in self.with_slots if layer.is_initialized]
         if not times:
             return torch.empty(0)
         seconds = torch.cat(times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgemllm.cache.columns import ITEM_BYTES, columns
 
@@ -14,47 +14,78 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class LayerSpec:
+    """The shape of what one decoder layer remembers."""
+
+    kind: Literal["full", "sliding", "state", "shared"] = "full"
+    """`full` and `sliding` hold keys and values; `state` holds numbers that do not grow with the stream (linear attention,
+    short convolutions); `shared` holds nothing and reads the keys and values of an earlier layer."""
+
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    window: int | None = None
+    """The newest tokens that a sliding layer attends to."""
+
+    state_values: int = 0
+    """Numbers of a constant state in the dtype of keys and values."""
+
+    state_floats: int = 0
+    """Numbers of a constant state in float32, whatever the dtype."""
+
+    source: int | None = None
+    """The layer that a shared one reads."""
+
+
+@dataclass(frozen=True)
 class CacheSpec:
     """The shape of a model's KV cache."""
 
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    layers: tuple[LayerSpec, ...]
     itemsize: int
     """Bytes of one number of a key or value."""
     axes: int = 1
     """Position axes: 1 for RoPE, 3 for M-RoPE."""
-    windows: tuple[int | None, ...] = ()
-    """The sliding window of each layer, None for full attention; empty: no layer slides."""
     focus: int = 0
     """Queries of what will be asked that are kept in all layers together (focus.py)."""
 
     @property
-    def sliding(self) -> tuple[int, ...]:
-        """Return the windows of the layers that no policy manages: sliding ones beside full ones."""
-        return tuple(window for window in self.windows if window is not None) if None in self.windows else ()
+    def managed(self) -> tuple[LayerSpec, ...]:
+        """Return the layers that a policy decides for."""
+        kind = managed_kind(self.layers)
+        return tuple(layer for layer in self.layers if layer.kind == kind)
 
     @property
-    def managed(self) -> int:
-        """Return how many layers the policy decides for."""
-        return self.layers - len(self.sliding)
+    def state_bytes(self) -> int:
+        """Return the bytes of all constant states."""
+        return sum(layer.state_values * self.itemsize + layer.state_floats * 4 for layer in self.layers)
 
     def token_bytes(self, policy: CachePolicy) -> int:
         """Return the bytes of one cached token over all managed layers."""
-        return self.managed * self.kv_heads * self._slot_bytes(policy.positions, policy.buffers)
+        return sum(self._slot_bytes(layer, policy.positions, policy.buffers) for layer in self.managed)
 
     def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
         """Return the bytes that do not depend on the budget.
 
-        These are a policy's queries and layer statistics, and sliding layers that are fed `chunk` tokens.
+        These are a policy's queries and layer statistics, constant states, and sliding layers beside full ones, which are fed
+        `chunk` tokens.
         """
-        slots = sum(window - 1 + chunk for window in self.sliding)
-        query = self.heads * self.head_dim * self.itemsize
-        queries = query * policy.query_window
-        slots_bytes = slots * self.kv_heads * self._slot_bytes("cache")
-        return query * self.focus + slots_bytes + self.managed * (queries + 4 * len(policy.layer_stats))
+        managed = self.managed
+        queries = [layer.heads * layer.head_dim * self.itemsize for layer in managed]
+        noted = policy.query_window * sum(queries) + 4 * len(policy.layer_stats) * len(managed)
+        windows = [
+            (layer.window - 1 + chunk) * self._slot_bytes(layer, "cache")
+            for layer in self.layers
+            if layer.window is not None and layer.kind not in (managed[0].kind, "shared")
+        ]
+        return self.focus * max(queries) + sum(windows) + noted + self.state_bytes
 
-    def _slot_bytes(self, positions: str, buffers: Sequence[str] = ()) -> int:
-        table = columns(self.head_dim, self.head_dim, self.axes, positions, buffers)
-        return sum(math.prod(column.shape) * ITEM_BYTES.get(column.dtype, self.itemsize) for column in table)
+    def _slot_bytes(self, layer: LayerSpec, positions: str, buffers: Sequence[str] = ()) -> int:
+        table = columns(layer.head_dim, layer.head_dim, self.axes, positions, buffers)
+        numbers = sum(math.prod(column.shape) * ITEM_BYTES.get(column.dtype, self.itemsize) for column in table)
+        return layer.kv_heads * numbers
+
+
+def managed_kind(layers: Sequence[LayerSpec]) -> str:
+    """Return the kind of layer that a policy decides for: full ones, or sliding ones where all layers with keys slide."""
+    return "full" if any(layer.kind == "full" for layer in layers) else "sliding"

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from edgemllm.cache.size import CacheSpec
+from edgemllm.cache.size import CacheSpec, LayerSpec
 from edgemllm.device.profiles import configs_folder
 from edgemllm.models.spec import LinearShape, ModelSpec, Sizes, VisionSpec
 
@@ -46,7 +46,8 @@ def recorded(name: str) -> ModelFacts | None:
     linears = tuple(LinearShape(**each) for each in spec["linears"])
     vision = None if spec["vision"] is None else VisionSpec(**spec["vision"])
     whole = {**spec, "linears": linears, "vision": vision, "not_quantised": tuple(spec["not_quantised"])}
-    return ModelFacts(ModelSpec(**whole), Sizes(**found["sizes"]), CacheSpec(**{**shape, "windows": tuple(shape["windows"])}))
+    layers = tuple(LayerSpec(**layer) for count, layer in shape["layers"] for _ in range(count))
+    return ModelFacts(ModelSpec(**whole), Sizes(**found["sizes"]), CacheSpec(**{**shape, "layers": layers}))
 
 
 @functools.cache

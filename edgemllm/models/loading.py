@@ -25,7 +25,7 @@ from edgemllm.models.gguf.header import Header, is_gguf
 from edgemllm.models.gguf.header import read as read_header
 from edgemllm.models.packed import pack
 from edgemllm.models.quantisation import method_of, recipe, require_bitsandbytes, stored_as, without_cpu_repacking
-from edgemllm.models.spec import ModelSpec, cache_spec
+from edgemllm.models.spec import ModelSpec
 from edgemllm.models.weights import check_complete
 
 __all__ = ["DEMO", "Checkpoint", "load", "locate"]
@@ -72,7 +72,7 @@ class Checkpoint:
     def facts(self, detail: Detail = ANY) -> ModelFacts:
         """Return what planning has to know of it. Raises UsageError for a `detail` or layers that are not offered."""
         sizes = self.family.sizes(self.config, detail)
-        shape = cache_spec(self.config.get_text_config(), ITEM_BYTES["bfloat16"], self.family.axes)
+        shape = self.family.cache_spec(self.config.get_text_config(), ITEM_BYTES["bfloat16"])
         return ModelFacts(self.spec, sizes, shape, self.prequantised_with, self.stored_as, converted=self.gguf is not None)
 
 

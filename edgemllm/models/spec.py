@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgemllm.cache.size import CacheSpec
+from edgemllm.cache.size import LayerSpec
 from edgemllm.choices import ITEM_BYTES, PACKED
 from edgemllm.errors import UsageError
 from edgemllm.models.matrix import matrix_bytes, packed_bytes
@@ -163,7 +163,7 @@ class ModelSpec:
         linears, other = _split(decoder)
         embeddings = _embeddings(model)
         outside = sum(parameter.numel() for parameter in model.parameters()) - embeddings
-        heads, kv_heads, head_dim = _heads(text)
+        heads, kv_heads, head_dim = head_shape(text)
         return cls(
             model_type=str(config.model_type),
             linears=linears,
@@ -183,21 +183,12 @@ class ModelSpec:
         )
 
 
-def cache_spec(config: Any, itemsize: int, axes: int = 1) -> CacheSpec:
-    """Return the cache shape of a text configuration with `itemsize` bytes per number. Raises as `_sliding_windows`."""
-    return CacheSpec(config.num_hidden_layers, *_heads(config), itemsize, axes, _sliding_windows(config, axes))
+def attention_layers(config: Any, axes: int = 1) -> tuple[LayerSpec, ...]:
+    """Return what each layer of a text configuration remembers, where all attend, some of them to a sliding window.
 
-
-def _heads(text: Any) -> tuple[int, int, int]:
-    """Return attention heads, key-value heads and the dimension of a head, of a text configuration."""
-    heads = int(text.num_attention_heads)
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return heads, int(kv_heads), int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-
-
-def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
-    """Return each layer's sliding window, None for full attention. Raises UsageError for layers that are neither."""
-    count = config.num_hidden_layers
+    Raises UsageError for layers that do neither.
+    """
+    count, shape = config.num_hidden_layers, head_shape(config)
     window = getattr(config, "sliding_window", None)
     if window is not None and window >= config.max_position_embeddings:
         window = None  # longer than what the model knows: it never hides anything
@@ -209,8 +200,15 @@ def _sliding_windows(config: Any, axes: int = 1) -> tuple[int | None, ...]:
             "has no say in such layers",
             "choose a model whose layers use full attention",
         )
-    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
-    return windows if any(windows) else ()
+    full, sliding = LayerSpec("full", *shape), LayerSpec("sliding", *shape, window)
+    return tuple(sliding if kind == "sliding_attention" and window else full for kind in kinds)
+
+
+def head_shape(text: Any) -> tuple[int, int, int]:
+    """Return attention heads, key-value heads and the dimension of a head, of a text configuration."""
+    heads = int(text.num_attention_heads)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return heads, int(kv_heads), int(getattr(text, "head_dim", None) or text.hidden_size // heads)
 
 
 def _on_meta(config: Any) -> Any:

@@ -95,7 +95,7 @@ def costs(family: ModelFamily, arguments: Any) -> list[dict[str, Any]]:
 
 def layer_cost(family: ModelFamily, name: str, size: int, times: int) -> dict[str, Any]:
     """Decode `times` tokens through the first layer alone, with `size` slots."""
-    side, spec = Side(name, family, size, 64), family.spec
+    side, spec = Side(name, family, size, 64), family.spec.layers[0]
     side.fill(size - 1, 64)
     layer, module, position = side.cache.layers[0], SimpleNamespace(layer_idx=0), size - 1
     one = torch.randn(1, spec.kv_heads, 1, spec.head_dim)

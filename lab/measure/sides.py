@@ -40,7 +40,7 @@ class Side:
             self.attention = ours.NAME
             self.session = Session(family, chosen, budget if chosen.bounded else None, chunk)
             self.cache = self.session.cache
-            for layer in self.cache.layers:
+            for layer in self.cache.with_slots:
                 layer.store_rotated = not side.endswith(TURNING)
             self.session.decoder.capturing &= not side.endswith(EAGER)
 
@@ -49,7 +49,7 @@ class Side:
 
     def fill(self, count: int, chunk: int) -> None:
         """Put `count` random tokens into the cache without running the model."""
-        config, spec = self.family.config, self.family.spec
+        config, spec = self.family.config, self.family.spec.layers[0]
         shape = (1, spec.kv_heads, chunk, spec.head_dim)
         keys, values = (torch.randn(shape, dtype=self.family.dtype, device=self.family.device) for _ in range(2))
         queries = torch.randn(1, config.num_attention_heads, chunk, spec.head_dim, dtype=keys.dtype, device=keys.device)
@@ -57,12 +57,12 @@ class Side:
             size = min(chunk, count - start)
             part = [each[:, :, :size] for each in (keys, values, queries)]
             if self.session is None:
-                for number in range(spec.layers):
+                for number in range(config.num_hidden_layers):
                     self.cache.update(part[0], part[1], number)
                 continue
             self.cache.begin(self.family.text([0] * size, self.session.position))
             self.session.position += size
-            for layer in self.cache.layers:
+            for layer in self.cache.managed:
                 layer.update(part[0], part[1])
                 if layer.policy.query_window:
                     layer.remember_queries(part[2], spec.head_dim**-0.5)

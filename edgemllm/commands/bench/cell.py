@@ -111,10 +111,8 @@ class Ours:
         return self.session.kv()
 
     def kv_bytes(self) -> int:
-        """Return the bytes of keys and values that a decoded token reads."""
-        layers = self.session.cache.layers
-        each = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
-        return sum(each)
+        """Return the bytes of the cache that a decoded token reads."""
+        return self.session.cache.read_bytes
 
 
 class Stock:
@@ -156,17 +154,25 @@ class Stock:
     def kv(self) -> dict[str, Any]:
         """Return the `KV` object."""
         seen, size = self.cache.get_seq_length(), self.kv_bytes()
-        lengths = [layer.keys.shape[-2] for layer in self.cache.layers]
+        lengths = [layer.get_seq_length() for layer in self._with_keys()]
         mean = sum(lengths) / len(lengths)
         return {
             "seen_tokens": seen, "tokens": round(mean, 1), "tokens_per_layer": lengths, "budget_tokens": None,
             "budget_bytes": None, "bytes": size, "evicted_tokens": round(seen - mean), "positions": "original",
-            "streamed": False,
+            "streamed": False, "state_bytes": self._state_bytes(), "managed_layers": 0,
         }  # fmt: skip
 
     def kv_bytes(self) -> int:
-        """Return the bytes of keys and values that a decoded token reads."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
+        """Return the bytes of the cache that a decoded token reads."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._with_keys()) + self._state_bytes()
+
+    def _with_keys(self) -> list[Any]:
+        return [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
+
+    def _state_bytes(self) -> int:
+        constant = [layer for layer in self.cache.layers if hasattr(layer, "conv_states")]
+        states = [state for layer in constant for of in (layer.conv_states, layer.recurrent_states) for state in of.values()]
+        return int(sum(state.nbytes for state in states if state is not None))
 
 
 def warm_up(session: Session, token: int) -> int:

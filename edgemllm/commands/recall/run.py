@@ -259,7 +259,7 @@ def is_right(needle: Needle, words: str) -> bool:
 
 def branch(session: Session) -> Session:
     """Return a session that continues from here with a cache of its own; the weights are shared."""
-    kept: dict[int, Any] = {id(layer.policy): layer.policy for layer in session.cache.layers}
+    kept: dict[int, Any] = {id(layer.policy): layer.policy for layer in session.cache.with_slots}
     kept |= {id(part): part for part in vars(session.cache.rope).values() if isinstance(part, torch.nn.Module)}
     other = copy.copy(session)
     other.cache = copy.deepcopy(session.cache, kept)

@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from edgemllm.cache.attention import NAME
@@ -21,11 +23,11 @@ from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.cache.rope import Rope
-from edgemllm.cache.size import CacheSpec
+from edgemllm.cache.size import CacheSpec, LayerSpec
 from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
-from edgemllm.models.spec import Sizes, cache_spec
+from edgemllm.models.spec import Sizes, attention_layers
 
 
 class ModelFamily:
@@ -39,6 +41,9 @@ class ModelFamily:
 
     vision_types: ClassVar[tuple[str, ...]] = ()
     """Vision towers that this family feeds correctly."""
+
+    since: ClassVar[str] = ""
+    """The oldest transformers that runs it correctly chunk by chunk; empty: the oldest that edgemllm runs with."""
 
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     """The transformers class that loads a checkpoint."""
@@ -103,7 +108,17 @@ class ModelFamily:
     @property
     def spec(self) -> CacheSpec:
         """Return the shape of the KV cache."""
-        return cache_spec(self.config, self.dtype.itemsize, self.axes)
+        return self.cache_spec(self.config, self.dtype.itemsize)
+
+    @classmethod
+    def cache_spec(cls, text: Any, itemsize: int) -> CacheSpec:
+        """Return the shape of the KV cache of a text configuration with `itemsize` bytes per number. Raises as `layers`."""
+        return CacheSpec(cls.layers(text), itemsize, cls.axes)
+
+    @classmethod
+    def layers(cls, text: Any) -> tuple[LayerSpec, ...]:
+        """Return what each layer of a text configuration remembers. Raises UsageError for layers that cannot be served."""
+        return attention_layers(text, cls.axes)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn hidden states (B, q, E) into logits (B, q, V)."""
@@ -121,11 +136,16 @@ class ModelFamily:
     def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
         """Make an empty cache of `budget` tokens per layer (None: unbounded), to be fed at most `chunk` tokens at once."""
         spec = self.spec
-        return KVCache(policy, self.rope, [budget] * spec.layers, spec.windows, self.sliding_rope, chunk)
+        return KVCache(policy, self.rope, [budget] * len(spec.layers), spec.layers, self.sliding_rope, chunk)
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Raise UsageError for a configuration of these model types whose parts this family cannot feed."""
+        """Raise UsageError for a configuration of these model types that this family, or this transformers, cannot serve."""
+        if cls.since and Version(transformers.__version__) < Version(cls.since):
+            raise UsageError(
+                f"{config.model_type} needs transformers {cls.since} or newer, {transformers.__version__} is installed here",
+                f"pip install 'transformers>={cls.since}'",
+            )
         tower = getattr(config, "vision_config", None)
         parts = (("language model", config.get_text_config(), cls.text_types), ("vision tower", tower, cls.vision_types))
         for part, inner, known in parts:

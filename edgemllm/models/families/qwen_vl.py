@@ -27,6 +27,8 @@ from edgemllm.models.vision.patches import FRAME_TOKENS, PatchSpec, patches
 from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD
 
 HALF = (0.5, 0.5, 0.5)
+STAMPED = ("qwen3_vl", "qwen3_5", "qwen3_5_moe")
+"""Types that write time stamps between the frames."""
 
 
 class QwenVLFamily(ModelFamily):
@@ -40,14 +42,14 @@ class QwenVLFamily(ModelFamily):
 
     def setup(self) -> None:
         self.opening = self.word("vision_start_token_id")
-        self.stamped = self.model.config.model_type == "qwen3_vl"
+        self.stamped = self.model.config.model_type in STAMPED
         if self.stamped:  # every pair of frames is wrapped by itself, so the template's own wrapping goes
             self.video_token = f"{self.opening}{self.video_token}{self.word('vision_end_token_id')}"
 
     @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         video, image = (default_spec(config, kind).within(detail, kind == "video") for kind in ("video", "image"))
-        stamp = 8 if config.model_type == "qwen3_vl" else 0
+        stamp = 8 if config.model_type in STAMPED else 0
         frame = math.ceil(video.most_tokens / video.temporal) + stamp
         return Sizes(frame, image.most_tokens, patches=video.most_tokens * video.merge**2)
 
@@ -206,5 +208,5 @@ def default_spec(config: Any, kind: str) -> PatchSpec:
     patch, merge = int(vision.patch_size), int(vision.spatial_merge_size)
     square = (patch * merge) ** 2
     limits = (4 * square, 1280 * square) if kind == "image" else (128 * square, FRAME_TOKENS * square)
-    look = (HALF, HALF) if config.model_type == "qwen3_vl" else (CLIP_MEAN, CLIP_STD)
+    look = (HALF, HALF) if config.model_type in STAMPED else (CLIP_MEAN, CLIP_STD)
     return PatchSpec(*limits, patch, merge, int(vision.temporal_patch_size), *look)

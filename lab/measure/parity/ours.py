@@ -67,7 +67,7 @@ def answer(
     chosen = policy.build(case.policy, f"positions={'cache' if case.rerotated else 'original'}")
     session = Session(family, chosen, len(ids) + ROOM, len(ids))
     logits = [session.feed(family.text(ids.tolist(), 0))[0]]
-    for layer, theirs in zip(session.cache.layers, other["kept"], strict=True):
+    for layer, theirs in zip(session.cache.with_slots, other["kept"], strict=True):
         chosen.compress(layer, theirs.shape[-1])
     sets = [kept(values, every) for values, every in zip(cached_values(session), whole, strict=True)]
     logits += [session.step(token)[0] for token in other["tokens"]]
@@ -76,7 +76,7 @@ def answer(
 
 def cached_values(session: Session) -> list[Tensor]:
     """Give the live values (H, L, D) of each layer."""
-    return [layer.values[0, :, : layer.length].clone() for layer in session.cache.layers]
+    return [layer.values[0, :, : layer.length].clone() for layer in session.cache.with_slots]
 
 
 @torch.inference_mode()
