@@ -77,15 +77,21 @@ def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
     kind, say = tiny.model.config.model_type, tiny.family.tokenize
     ids: list[int] = []
     if kind in STAMPED:
-        for first, second in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
+        size = tiny.family.video_spec.temporal
+        for first, second in zip(frames[::size], [*frames[size - 1 :: size], frames[-1]], strict=False):
             stamp = say(f"<{(first.time + second.time) / 2:.1f} seconds>")
-            ids += [*stamp, VISION_START, *[VIDEO] * 12, VISION_END]
+            ids += [*stamp, VISION_START, *[VIDEO] * tokens_of(tiny, [first]), VISION_END]
     elif kind == "internvl":
         ids = say("\n".join(f"Frame{number + 1}: <img>{'<image>' * 4}</img>" for number in range(len(frames))))
     elif kind == "smolvlm":
         square = f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
         ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames))
     return ids
+
+
+def tokens_of(tiny: Tiny, frames: list[Frame]) -> int:
+    """How many tokens a pair of frames takes, or one frame where they do not come in pairs."""
+    return len(patches([frame.pixels for frame in frames], tiny.family.video_spec)[0]) // 4
 
 
 def image_text(tiny: Tiny, image: Frame) -> list[int]:
@@ -107,8 +113,9 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
     kind = tiny.model.config.model_type
     place = torch.tensor([ids])
     inputs: dict[str, Any] = {"input_ids": place}
-    if kind.startswith("qwen"):
-        inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
+    if kind.startswith("qwen") or kind in STAMPED:
+        if kind != "lfm3_vl":
+            inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
         if image is not None:
             flat, grid = patches([image.pixels], tiny.family.image_spec)
             inputs |= {"pixel_values": flat, "image_grid_thw": torch.tensor([grid])}

@@ -305,6 +305,55 @@ def qwen3_5_moe() -> Tiny:
     return tiny(Qwen3_5MoeForConditionalGeneration, config, WRAPPED, detail=FEW)
 
 
+def smollm3() -> Tiny:
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    return tiny(SmolLM3ForCausalLM, SmolLM3Config(**TEXT, no_rope_layers=[1, 0, 1]))
+
+
+SHORT = {**TEXT, "num_hidden_layers": 4, "conv_L_cache": 3}
+
+
+def lfm2() -> Tiny:
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    return tiny(Lfm2ForCausalLM, Lfm2Config(**SHORT, layer_types=["conv", "full_attention", "conv", "full_attention"]))
+
+
+LFM3 = {
+    **SHORT, "head_dim": 16, "sliding_window": 12,
+    "layer_types": ["conv", "full_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
+
+
+def lfm3() -> Tiny:
+    transformers = pytest.importorskip("transformers", "5.23")
+    return tiny(transformers.Lfm3ForCausalLM, transformers.Lfm3Config(**LFM3))
+
+
+def lfm3_vl() -> Tiny:
+    transformers = pytest.importorskip("transformers", "5.23")
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "patch_size": 4, "layer_types": ["conv", "full_attention", "conv"],
+    }  # fmt: skip
+    config = transformers.Lfm3VlConfig(
+        text_config={**LFM3, "model_type": "lfm3"}, vision_config=vision, projector_hidden_size=48, **TOKENS
+    )
+    return tiny(transformers.Lfm3VlForConditionalGeneration, config, WRAPPED, detail=FEW)
+
+
+def cosmos3_edge() -> Tiny:
+    from transformers import Cosmos3EdgeConfig, Cosmos3EdgeForConditionalGeneration
+
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
+    vision = {**SQUARE, "num_patches": 36, "spatial_merge_size": 2}
+    vision.pop("image_size")
+    text = {**TEXT, "head_dim": 16, "rope_parameters": rope}
+    config = Cosmos3EdgeConfig(text_config=text, vision_config=vision, projector_hidden_size=48, **TOKENS)
+    return tiny(Cosmos3EdgeForConditionalGeneration, config, WRAPPED, detail=FEW)
+
+
 def internvl() -> Tiny:
     vision = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
@@ -357,6 +406,7 @@ def gemma3() -> Tiny:
 
 TEXT_MODELS = [
     gemma3_text, llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox, qwen3_5_text, qwen3_5_moe_text,
+    smollm3, lfm2, lfm3,
 ]  # fmt: skip
 VISION_MODELS = [
     llava,
@@ -368,6 +418,8 @@ VISION_MODELS = [
     qwen3_vl,
     qwen3_5,
     qwen3_5_moe,
+    lfm3_vl,
+    cosmos3_edge,
     internvl,
     idefics3,
     smolvlm,

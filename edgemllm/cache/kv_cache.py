@@ -15,7 +15,7 @@ from edgemllm.cache.constant_layers import SharedLayer, StateLayer
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.policy import CachePolicy, Newest
-from edgemllm.cache.rope import Rope
+from edgemllm.cache.rope import NoRope, Rope
 from edgemllm.cache.size import LayerSpec, managed_kind
 
 
@@ -47,7 +47,7 @@ class KVCache(Cache):  # type: ignore[misc]
             elif shape.source is not None:
                 layers.append(SharedLayer(cast(ManagedLayer, layers[shape.source])))
             elif shape.kind == managed_kind(shapes):
-                layers.append(ManagedLayer(policy, rope, budget, shape.window))
+                layers.append(ManagedLayer(policy, rope if shape.rotary else NoRope(rope.axes), budget, shape.window))
             else:
                 assert shape.window is not None
                 layers.append(ManagedLayer(Newest(), sliding_rope or rope, shape.window - 1 + chunk, shape.window))

@@ -25,7 +25,7 @@ BLOCK = 256
 class Rope:
     """A model's own rotary embedding, asked for any positions."""
 
-    def __init__(self, rotary: nn.Module, axes: int = 1, stride: int = 1, layer_type: str | None = None) -> None:
+    def __init__(self, rotary: nn.Module | None, axes: int = 1, stride: int = 1, layer_type: str | None = None) -> None:
         self.rotary: Any = rotary
         self.axes = axes
         self.layer_type = layer_type
@@ -58,23 +58,38 @@ class Rope:
         return cos.view(batch, heads, length, -1), sin.view(batch, heads, length, -1)
 
 
+class NoRope(Rope):
+    """The rotation of layers that know no positions (NoPE, https://arxiv.org/abs/2305.19466): of no channel."""
+
+    def __init__(self, axes: int = 1) -> None:
+        super().__init__(None, axes)
+
+    def at(self, positions: Tensor, like: Tensor) -> Rotation:
+        none = like.new_empty(*positions.shape[1:], 0)
+        return none, none
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate x (B, h, L, D); channels beyond the rotated ones pass unchanged (partial rotary)."""
     cos, sin = rotation
     turned = cos.shape[-1]
+    if not turned:
+        return x
     if turned < x.shape[-1]:
         return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
     half, out = turned // 2, x * cos
     if x.shape[2] == 1:  # as few operations as possible
-        return out.addcmul_(x.roll(half, -1), sin)
+        return out.addcmul_(x.roll(half, -1), sin).to(x.dtype)
     out[..., :half].addcmul_(x[..., half:], sin[..., :half])
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    return out.to(x.dtype)  # LFM3 rotates in single precision, whatever its keys are
 
 
 def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate x (B, h, L, D) in place, and return it."""
     cos, sin = rotation
+    if not cos.shape[-1]:
+        return x
     half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
     for start in range(0, x.shape[2], BLOCK):
         block = slice(start, start + BLOCK)

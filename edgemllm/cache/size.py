@@ -27,6 +27,9 @@ class LayerSpec:
     window: int | None = None
     """The newest tokens that a sliding layer attends to."""
 
+    rotary: bool = True
+    """Whether positions rotate its keys."""
+
     state_values: int = 0
     """Numbers of a constant state in the dtype of keys and values."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from edgemllm.models.vision.patches import FRAME_TOKENS, PatchSpec, patches
 from edgemllm.models.vision.pixels import CLIP_MEAN, CLIP_STD
 
 HALF = (0.5, 0.5, 0.5)
-STAMPED = ("qwen3_vl", "qwen3_5", "qwen3_5_moe")
+STAMPED = ("qwen3_vl", "qwen3_5", "qwen3_5_moe", "lfm3_vl", "cosmos3_edge")
 """Types that write time stamps between the frames."""
 
 
@@ -88,11 +89,10 @@ class QwenVLFamily(ModelFamily):
     @torch.inference_mode()
     def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
         """Encode patches to features (n, E) and, with DeepStack, to (d, n, E)."""
-        tower = self.model.model.visual
-        flat = self.upload(flat)
-        output = tower(flat, grid_thw=torch.tensor([grid], device=self.device), return_dict=True)
+        grid_thw = torch.tensor([grid], device=self.device)
+        output = self.model.model.get_image_features(self.upload(flat), grid_thw, return_dict=True)
         deep = getattr(output, "deepstack_features", None)
-        return output.pooler_output, torch.stack(list(deep)) if deep else None
+        return output.pooler_output[0], torch.stack([level[0] for level in deep]) if deep else None
 
     def positions(self, grid: tuple[int, int, int], times: Tensor, offset: int) -> Tensor:
         """Return (3, t * h * w) positions of a grid of patches, the first at `offset`; `times` (t,) are relative to it."""
@@ -209,4 +209,5 @@ def default_spec(config: Any, kind: str) -> PatchSpec:
     square = (patch * merge) ** 2
     limits = (4 * square, 1280 * square) if kind == "image" else (128 * square, FRAME_TOKENS * square)
     look = (HALF, HALF) if config.model_type in STAMPED else (CLIP_MEAN, CLIP_STD)
-    return PatchSpec(*limits, patch, merge, int(vision.temporal_patch_size), *look)
+    spec = PatchSpec(*limits, patch, merge, int(getattr(vision, "temporal_patch_size", 1)), *look)
+    return replace(spec, channels_last=config.model_type == "cosmos3_edge")

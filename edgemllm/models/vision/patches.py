@@ -34,6 +34,8 @@ class PatchSpec:
     std: tuple[float, ...] = CLIP_STD
     rescale: float = 1 / 255
     resample: int = 3
+    channels_last: bool = False
+    """The values of a patch lie by row, column, channel and frame, instead of by channel, frame, row and column."""
 
     @property
     def factor(self) -> int:
@@ -102,5 +104,6 @@ def patches(frames: Sequence[Pixels], spec: PatchSpec) -> tuple[Tensor, tuple[in
     batch = torch.cat([batch, batch[-1:].expand(-len(batch) % spec.temporal, -1, -1, -1)])
     t, h, w = len(batch) // spec.temporal, tall // spec.patch, wide // spec.patch
     cells = batch.view(t, spec.temporal, 3, h // spec.merge, spec.merge, spec.patch, w // spec.merge, spec.merge, spec.patch)
-    flat = cells.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1)
+    values = (5, 8, 2, 1) if spec.channels_last else (2, 1, 5, 8)
+    flat = cells.permute(0, 3, 6, 4, 7, *values).reshape(t * h * w, -1)
     return flat, (t, h, w)
