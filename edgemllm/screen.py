@@ -153,6 +153,8 @@ def remembered(session: Session) -> str:
     if not kv["evicted_tokens"]:
         return f"nothing evicted: all {kv['seen_tokens']} tokens are in the cache"
     text = f"{kv['evicted_tokens']} of {kv['seen_tokens']} tokens evicted"
+    if kv["managed_layers"] < len(session.cache.layers):
+        text += f" from {kv['managed_layers']} of {len(session.cache.layers)} layers, the only ones that the policy manages"
     kinds: tuple[tuple[int, Kind, str, Callable[[float], str]], ...] = (
         (meter.frames, "video", "frames", clock),
         (meter.lines, "text", "lines", lambda number: f"line {number:,.0f}"),

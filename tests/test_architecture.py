@@ -80,15 +80,18 @@ def test_functions_are_short() -> None:
 
 def test_the_heart_is_read_in_an_evening() -> None:
     """The reading order of CONTRIBUTING, added up."""
-    assert sum(len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in HEART) <= 1150
+    assert sum(len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in HEART) <= 1200
     order = re.sub(r"\s+", " ", (TOP / "CONTRIBUTING.md").read_text())
     places = [order.find(f"`{name}.py`") for name in HEART]
     assert min(places) >= 0, "CONTRIBUTING leaves one out"
     assert places == sorted(places)
 
 
-ANCESTORS = {"pyramidkv": {"snapkv"}, "meda": {"look_m"}}
-"""Papers that build on another paper's method say so by importing it."""
+ANCESTORS = {
+    "pyramidkv": {"snapkv"}, "meda": {"look_m"},
+    "cosmos3_edge": {"qwen_vl"}, "lfm": {"qwen_vl", "text"}, "qwen3_5": {"qwen_vl"}, "smollm3": {"text"},
+}  # fmt: skip
+"""Papers and models that build on another's method say so by importing it."""
 
 
 def test_policies_and_families_do_not_import_their_siblings() -> None:

@@ -152,7 +152,7 @@ def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bo
             position += 1
     torch.testing.assert_close(torch.cat(found), torch.cat(wanted), atol=tolerance, rtol=1e-2)
     assert bool(decoder.graphs) == decoder.capturing == captures
-    for mine, theirs in zip(captured.layers, eager.layers, strict=True):
+    for mine, theirs in zip(captured.with_slots, eager.with_slots, strict=True):
         assert mine.counts == theirs.counts
         assert torch.equal(mine.positions, theirs.positions)
         for name in mine.policy.buffers:

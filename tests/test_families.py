@@ -38,11 +38,8 @@ def saved(tiny: Tiny, folder: Path) -> str:
 
 
 def opened(tiny: Tiny, folder: str, quant: str = "none") -> ModelFamily:
-    detail = FEW if tiny.model.config.model_type.startswith("qwen") and "vl" in tiny.model.config.model_type else ANY
-    family = loading.load(loading.locate(folder), quant, detail=detail)
-    if (
-        tiny.model.config.model_type == "qwen2"
-    ):  # transformers has a class of its own for it, which cuts our toy words otherwise
+    family = loading.load(loading.locate(folder), quant, detail=tiny.family.detail)
+    if type(family.tokenizer) is not type(tiny.family.tokenizer):  # a class of the model's own cuts our toy words otherwise
         family.tokenizer = tiny.family.tokenizer
     return family
 

@@ -48,6 +48,13 @@ class Plan:
     """Tokens a layer; for `full` the longest input that this plan allows."""
 
     kv_bytes_per_token: int
+    state_bytes: int
+    """Of the cache: constant states of layers that no policy manages."""
+
+    managed_layers: int
+    """Layers that the policy decides for; the others slide, share or keep a state."""
+
+    layers: int
     suggestions: tuple[str, ...] = ()
     """Changes of the command line, each of which alone would make it fit."""
 
@@ -81,6 +88,9 @@ class Plan:
             free_bytes=case.memory.free_bytes,
             kv_budget_tokens=tokens,
             kv_bytes_per_token=case.token_bytes,
+            state_bytes=case.shape.state_bytes,
+            managed_layers=len(case.shape.managed),
+            layers=len(case.shape.layers),
             decode_tps_ceiling=_decode_ceiling(case, kv),
             where=f"{case.memory.source}; {case.memory.kind} memory, {case.profile.title}",
         )
@@ -88,8 +98,9 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """Return the fields of a plan in JSON."""
         values = asdict(self)
-        loading = {} if self.host_peak_bytes is None else {"host_peak_bytes": self.host_peak_bytes}
-        return {name: values[name] for name in JSON_FIELDS} | {"suggestions": list(self.suggestions)} | loading
+        more = [] if self.host_peak_bytes is None else ["host_peak_bytes"]
+        more += ["state_bytes", "managed_layers"] if self.managed_layers < self.layers else []
+        return {name: values[name] for name in (*JSON_FIELDS, *more)} | {"suggestions": list(self.suggestions)}
 
     def error(self) -> DoesNotFitError:
         """Return the error that says what is needed, what is free, and what to type."""

@@ -164,7 +164,8 @@ class Stock:
 
     def kv_bytes(self) -> int:
         """Return the bytes of the cache that a decoded token reads."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._with_keys()) + self._state_bytes()
+        slots = sum(layer.keys.nbytes + layer.values.nbytes for layer in self._with_keys())
+        return int(slots) + self._state_bytes()
 
     def _with_keys(self) -> list[Any]:
         return [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]

@@ -27,7 +27,7 @@ def arithmetic(made: Plan) -> str:
         ("weights", made.weights_bytes, ""),
         ("vision", made.vision_bytes, "peak while encoding a frame"),
         ("activations", made.activation_bytes, "peak of one prefill chunk"),
-        ("kv cache", made.kv_bytes, f"{made.kv_budget_tokens} tokens per layer, {made.kv_bytes_per_token} bytes per token"),
+        ("kv cache", made.kv_bytes, _cache(made)),
         ("margin", made.margin_bytes, "left free"),
         ("total", made.total_bytes, ""),
         ("free", made.free_bytes, made.where),
@@ -42,6 +42,16 @@ def arithmetic(made: Plan) -> str:
     lines.append("fits" if made.fits else "does not fit")
     lines += [f"  try: {suggestion}" for suggestion in made.suggestions]
     return "\n".join(lines)
+
+
+def _cache(made: Plan) -> str:
+    """Describe the cache, and what of it no policy manages."""
+    text = f"{made.kv_budget_tokens} tokens per layer, {made.kv_bytes_per_token} bytes per token"
+    if made.managed_layers < made.layers:
+        text += f" in {made.managed_layers} of {made.layers} layers"
+    if made.state_bytes:
+        text += f", and {human_bytes(made.state_bytes)} of constant states"
+    return text
 
 
 def table(found: dict[str, Decision | DoesNotFitError]) -> str:
