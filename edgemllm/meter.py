@@ -10,6 +10,7 @@ class Meter:
     """Running counts of a session, and the seconds they took."""
 
     frames: int = 0
+    images: int = 0
     frame_s: float = 0.0
     prefill_tokens: int = 0
     prefill_s: float = 0.0

@@ -205,7 +205,10 @@ class Session:
         self.stopped = False
         frame = image if isinstance(image, Frame) else read_image(os.fspath(image))
         self._open("image")
+        if label := self.family.label(self.meter.images):
+            self.feed(self._text(label))
         self.feed(self.family.image(frame, self.position))
+        self.meter.images += 1
 
     @torch.inference_mode()
     def read(self, text: str | os.PathLike[str] | Text) -> int:

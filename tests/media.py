@@ -81,12 +81,26 @@ def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
         for first, second in zip(frames[::size], [*frames[size - 1 :: size], frames[-1]], strict=False):
             stamp = say(f"<{(first.time + second.time) / 2:.1f} seconds>")
             ids += [*stamp, VISION_START, *[VIDEO] * tokens_of(tiny, [first]), VISION_END]
+    elif kind.startswith("minicpmv"):
+        ids = [token for frame in frames for token in sliced(tiny, frame, VIDEO)]
     elif kind == "internvl":
         ids = say("\n".join(f"Frame{number + 1}: <img>{'<image>' * 4}</img>" for number in range(len(frames))))
     elif kind == "smolvlm":
         square = f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
         ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames))
     return ids
+
+
+def sliced(tiny: Tiny, frame: Frame, token: int) -> list[int]:
+    """What MiniCPM-V writes for a picture: the whole, and its slices row by row."""
+    found = tiny.family.image_spec(images=[frame.pixels], return_tensors="pt")
+    whole, *slices = (found["target_sizes"] // 4).prod(-1).tolist()
+    words = f"<img>{'@' * whole}</img>"
+    rows, columns = found["grids"][0]
+    cut = [f"<slice>{'@' * count}</slice>" for count in slices]
+    words += "\n".join("".join(cut[row * columns : (row + 1) * columns]) for row in range(rows if slices else 0))
+    before, *after = (tiny.family.tokenize(part) for part in words.replace("@", "<image>").split("<image>"))
+    return before + [each for part in after for each in (token, *part)]
 
 
 def tokens_of(tiny: Tiny, frames: list[Frame]) -> int:
@@ -100,6 +114,8 @@ def image_text(tiny: Tiny, image: Frame) -> list[int]:
     if kind == "internvl":
         count = len(best_grid(image.pixels, tiny.family.image_spec, 12))
         return tiny.family.tokenize(f"<img>{'<image>' * 4 * count}</img>")
+    if kind.startswith("minicpmv"):
+        return sliced(tiny, image, IMAGE)
     if kind in ("idefics3", "smolvlm"):
         _, rows, columns = split(image.pixels, tiny.family.image_spec, 64)
         return tiny.family.tokenize(
@@ -137,6 +153,14 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
         parts = [] if image is None else [best_grid(image.pixels, tiny.family.image_spec, 12)]
         parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []
         inputs["pixel_values"] = torch.cat(parts)
+    if kind.startswith("minicpmv"):
+        for name, pictures in (("", [image] if image is not None else []), ("_videos", frames)):
+            if pictures:
+                found = [tiny.family.image_spec(images=[picture.pixels], return_tensors="pt") for picture in pictures]
+                inputs[f"pixel_values{name}"] = torch.cat([each["pixel_values"] for each in found], -1)
+                inputs[f"target_sizes{name}"] = torch.cat([each["target_sizes"] for each in found])
+        if kind == "minicpmv4_7":
+            inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
     if kind == "gemma3" and image is not None:
         inputs["pixel_values"] = pixels([image.pixels], tiny.family.image_spec)
         inputs["token_type_ids"] = (place == IMAGE).long()

@@ -11,7 +11,25 @@ import pytest
 import torch
 from media import footage, picture
 from test_model_spec import real_bytes
-from tiny import FEW, MODELS, TEXT_MODELS, Tiny, gemma3, llama, llava, qwen2_5_vl, smolvlm, tokenizer
+from tiny import (
+    FEW,
+    MODELS,
+    TEXT_MODELS,
+    Tiny,
+    cosmos3_edge,
+    gemma3,
+    lfm2,
+    lfm3_vl,
+    llama,
+    llava,
+    minicpmv4_6,
+    minicpmv4_7,
+    qwen2_5_vl,
+    qwen3_5,
+    smollm3,
+    smolvlm,
+    tokenizer,
+)  # fmt: skip
 from transformers import AutoModelForImageTextToText, LlavaConfig, PixtralVisionConfig
 
 from edgemllm import policies
@@ -34,6 +52,8 @@ quantising = pytest.mark.filterwarnings("ignore")  # bitsandbytes tells what it 
 def saved(tiny: Tiny, folder: Path) -> str:
     tiny.model.save_pretrained(folder)
     tiny.family.tokenizer.save_pretrained(folder)
+    if tiny.family.image_token and hasattr(tiny.family.image_spec, "save_pretrained"):  # transformers' own processor
+        tiny.family.image_spec.save_pretrained(folder)
     return str(folder)
 
 
@@ -79,9 +99,12 @@ def test_a_saved_folder_gives_the_same_answer_and_quantises_the_language_model_a
         assert asked(family)[1].isfinite().all()
 
 
+PLANNED = [qwen2_5_vl, gemma3, smolvlm, llama, qwen3_5, lfm3_vl, cosmos3_edge, minicpmv4_7, lfm2, smollm3]
+
+
 @quantising
 @pytest.mark.parametrize("quant", ["none", "nf4", "int8", "int4"])
-@pytest.mark.parametrize("make", [qwen2_5_vl, gemma3, smolvlm, llama], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", PLANNED, ids=lambda make: make.__name__)
 def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
     if quant == "nf4":
         pytest.importorskip("bitsandbytes")
@@ -96,6 +119,16 @@ def test_the_plan_is_what_a_loaded_random_model_takes(make, quant: str) -> None:
         session.feed(family.text([1] * 300, 0))
         shape = family.cache_spec(config.get_text_config(), 4)
         assert 256 * shape.token_bytes(policy) + shape.fixed_bytes(policy, 32) == pytest.approx(session.kv()["bytes"], rel=0.05)
+
+
+def test_still_images_are_numbered_where_the_model_was_trained_so() -> None:
+    tiny = minicpmv4_6().use("edgemllm")
+    session, fed = Session(tiny.family, InfMLLM(), 600, chunk=50), []
+    session._text = lambda text: fed.append(text) or Session._text(session, text)  # type: ignore[method-assign]
+    for number in range(2):
+        session.show(picture(number))
+    assert [text for text in fed if "image_id" in text] == ["<image_id>0</image_id>", "<image_id>1</image_id>"]
+    assert llava().family.label(0) == ""
 
 
 def test_the_recorded_facts_of_the_demo_are_those_of_its_configuration() -> None:

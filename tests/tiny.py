@@ -63,7 +63,7 @@ from edgemllm.models.families.base import ModelFamily
 VOCABULARY, IMAGE, VIDEO, VISION_START, VISION_END, END = 97, 96, 95, 94, 93, 92
 SPECIAL = {
     "<image>": IMAGE, "<video>": VIDEO, "<vision>": VISION_START, "</vision>": VISION_END, "<end>": END,
-    "<img>": 91, "</img>": 90, "<fake_token_around_image>": 89, "<global-img>": 88,
+    "<img>": 91, "</img>": 90, "<fake_token_around_image>": 89, "<global-img>": 88, "<slice>": 87, "</slice>": 86,
 }  # fmt: skip
 TEXT = {
     "hidden_size": 64,
@@ -331,6 +331,27 @@ def lfm3() -> Tiny:
     return tiny(transformers.Lfm3ForCausalLM, transformers.Lfm3Config(**LFM3))
 
 
+def _minicpmv(version: str) -> Tiny:
+    transformers = pytest.importorskip("transformers", "5.21")
+    vision = {**SQUARE, "image_size": 64, "insert_layer_id": 0, "num_hidden_layers": 2}
+    ends = {"image_start_id": 91, "image_end_id": 90, "slice_start_id": 87, "slice_end_id": 86, "newline_id": 63}
+    config = getattr(transformers, f"MiniCPMV4_{version}Config")(
+        text_config={**DELTA, "model_type": "qwen3_5_text"}, vision_config=vision, insert_layer_id=0, image_size=16,
+        image_token_id=IMAGE, video_token_id=VIDEO, **(ends if version == "7" else {}),
+    )  # fmt: skip
+    made: Any = tiny(getattr(transformers, f"MiniCPMV4_{version}ForConditionalGeneration"), config)
+    made.family.image_spec = made.family.video_spec = type(made.family.image_spec)(patch_size=4, scale_resolution=24)
+    return made
+
+
+def minicpmv4_6() -> Tiny:
+    return _minicpmv("6")
+
+
+def minicpmv4_7() -> Tiny:
+    return _minicpmv("7")
+
+
 def lfm3_vl() -> Tiny:
     transformers = pytest.importorskip("transformers", "5.23")
     vision = {
@@ -420,6 +441,8 @@ VISION_MODELS = [
     qwen3_5_moe,
     lfm3_vl,
     cosmos3_edge,
+    minicpmv4_6,
+    minicpmv4_7,
     internvl,
     idefics3,
     smolvlm,

@@ -19,7 +19,18 @@ TEMPLATE = (
     "{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image' %}IMAGE{% else %}VIDEO{% endif %}"
     "{% endfor %}{% endif %}<end>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-WORDS = ("<image>", "<video>", "<img>", "</img>", "<fake_token_around_image>", "<global-img>")
+WORDS = (
+    "<image>",
+    "<video>",
+    "<img>",
+    "</img>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<slice>",
+    "</slice>",
+    "<image_id>",
+    "</image_id>",
+)
 """Special tokens that families write; those without an id in the configuration get a free one."""
 
 

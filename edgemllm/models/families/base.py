@@ -196,6 +196,10 @@ class ModelFamily:
         """Return one still image as a chunk."""
         raise UsageError(f"{self.config.model_type} models take no images", "choose a model with image input (edgemllm models)")
 
+    def label(self, number: int) -> str:
+        """Return what is written before the still image that is the conversation's `number`th, from 0."""
+        return ""
+
     @cached_property
     def image_spec(self) -> Any:
         """Return how still images, or their tiles, are resized and normalised."""
