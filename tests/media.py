@@ -13,6 +13,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.qwen_vl import STAMPED
+from edgemllm.models.vision.naflex import flat_patches, tiles_and_thumbnail
 from edgemllm.models.vision.patches import patches
 from edgemllm.models.vision.pixels import anyres, pixels
 from edgemllm.models.vision.tiles import best_grid, split
@@ -116,6 +117,14 @@ def image_text(tiny: Tiny, image: Frame) -> list[int]:
         return tiny.family.tokenize(f"<img>{'<image>' * 4 * count}</img>")
     if kind.startswith("minicpmv"):
         return sliced(tiny, image, IMAGE)
+    if kind == "lfm2_vl":
+        parts, columns = tiles_and_thumbnail(image.pixels, tiny.family.image_spec)
+        words = []
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            name = "<|img_thumbnail|>" if last else f"<|img_row_{number // columns + 1}_col_{number % columns + 1}|>"
+            words += [name if len(parts) > 1 else "", "<image>" * (part[0].numel() // 64)]
+        return tiny.family.tokenize("".join(["<|image_start|>", *words, "<|image_end|>"]))
     if kind in ("idefics3", "smolvlm"):
         _, rows, columns = split(image.pixels, tiny.family.image_spec, 64)
         return tiny.family.tokenize(
@@ -161,6 +170,13 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
                 inputs[f"target_sizes{name}"] = torch.cat([each["target_sizes"] for each in found])
         if kind == "minicpmv4_7":
             inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
+    if kind == "lfm2_vl" and image is not None:
+        parts, _ = tiles_and_thumbnail(image.pixels, tiny.family.image_spec)
+        cut = [flat_patches(part, 4) for part in parts]
+        most = max(len(flat) for flat, _ in cut)
+        inputs["pixel_values"] = torch.stack([torch.nn.functional.pad(flat, (0, 0, 0, most - len(flat))) for flat, _ in cut])
+        inputs["spatial_shapes"] = torch.tensor([shape for _, shape in cut])
+        inputs["pixel_attention_mask"] = torch.stack([(torch.arange(most) < len(flat)).int() for flat, _ in cut])
     if kind == "gemma3" and image is not None:
         inputs["pixel_values"] = pixels([image.pixels], tiny.family.image_spec)
         inputs["token_type_ids"] = (place == IMAGE).long()

@@ -54,6 +54,8 @@ def saved(tiny: Tiny, folder: Path) -> str:
     tiny.family.tokenizer.save_pretrained(folder)
     if tiny.family.image_token and hasattr(tiny.family.image_spec, "save_pretrained"):  # transformers' own processor
         tiny.family.image_spec.save_pretrained(folder)
+    if hasattr(tiny, "processor"):
+        (folder / "preprocessor_config.json").write_text(json.dumps(tiny.processor))
     return str(folder)
 
 

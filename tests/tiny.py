@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -352,6 +353,21 @@ def minicpmv4_7() -> Tiny:
     return _minicpmv("7")
 
 
+def lfm2_vl() -> Tiny:
+    from transformers import Lfm2VlConfig, Lfm2VlForConditionalGeneration
+
+    vision = {**SQUARE, "num_patches": 36, "vision_use_head": False, "model_type": "siglip2_vision_model"}
+    vision.pop("image_size")
+    text = {**SHORT, "layer_types": ["conv", "full_attention", "conv", "full_attention"], "model_type": "lfm2"}
+    config = Lfm2VlConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, projector_hidden_size=48)
+    made: Any = tiny(Lfm2VlForConditionalGeneration, config)
+    made.family.image_spec = replace(made.family.image_spec, least_tokens=2, most_tokens=6, side=16, tolerance=1.5)
+    made.processor = {
+        "encoder_patch_size": 4, "min_image_tokens": 2, "max_image_tokens": 6, "tile_size": 16, "max_pixels_tolerance": 1.5,
+    }  # fmt: skip
+    return made
+
+
 def lfm3_vl() -> Tiny:
     transformers = pytest.importorskip("transformers", "5.23")
     vision = {
@@ -439,6 +455,7 @@ VISION_MODELS = [
     qwen3_vl,
     qwen3_5,
     qwen3_5_moe,
+    lfm2_vl,
     lfm3_vl,
     cosmos3_edge,
     minicpmv4_6,
