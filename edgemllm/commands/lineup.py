@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgemllm import policies
-from edgemllm.errors import OutOfMemoryError, UsageError
+from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, Request, prepare
 from edgemllm.planning.plan import Plan
-from edgemllm.session import Session
 
 
 def line_up(
@@ -93,20 +92,6 @@ def check_fit(launches: Sequence[Launch]) -> None:
     for launch in launches:
         if not launch.plan.fits:
             raise launch.plan.error()
-
-
-def limit(launch: Launch) -> int | None:
-    """Return how many tokens per layer a cache without bound may grow to in the memory there is."""
-    return launch.plan.kv_budget_tokens if launch.budget is None else None
-
-
-def check_limit(session: Session, most: int | None) -> None:
-    """Raise OutOfMemoryError once a cache without bound holds more than `limit` allowed."""
-    if most is not None and session.cache.seen > most:
-        raise OutOfMemoryError(
-            f"the cache holds all {session.cache.seen} tokens per layer, and memory has room for {most}",
-            "choose a policy that evicts (edgemllm policies) with a --kv-budget",
-        )
 
 
 def _same_chunk(launches: list[Launch]) -> list[Launch]:

@@ -12,17 +12,16 @@ from edgemllm.commands import options
 from edgemllm.commands.chat.repl import converse
 from edgemllm.commands.chat.run import Chat
 from edgemllm.commands.chat.slash import answer_all
-from edgemllm.commands.estimate import TOKEN_BYTES, TURN_TOKENS, question_tokens
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
 from edgemllm.launch import prepare
-from edgemllm.media.detail import Detail
 from edgemllm.media.subtitles import AUTO, Subtitles
-from edgemllm.media.text import Text, document
+from edgemllm.media.text import document
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
+from edgemllm.planning.estimate import input_tokens
 from edgemllm.screen import Display
 
 
@@ -54,7 +53,12 @@ def chat(
     detail = size.detail()
     shown = [*videos, *images, *words.text]
     request = run.request(system=reply.system, detail=detail, **focus.of(questions if shown else ()))
-    launch = prepare(request, lambda config: _input_tokens(config, sources, images, documents, questions, detail))
+
+    def tokens(config: Any) -> int | None:
+        sizes = family_of(config.model_type).sizes(config, detail)
+        return input_tokens(sizes, questions, sources, len(images), documents)
+
+    launch = prepare(request, tokens)
     if dry_run:
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
@@ -84,25 +88,3 @@ def _lines(stream: TextIO) -> Iterator[str]:
     for line in stream:
         if line.strip():
             yield line.rstrip()
-
-
-def _input_tokens(
-    config: Any,
-    videos: Sequence[Video],
-    images: Sequence[str],
-    texts: Sequence[Text],
-    questions: Sequence[str],
-    detail: Detail,
-) -> int | None:
-    """Estimate how many tokens the input has; None where the length of a video or a text is not known."""
-    sizes = family_of(config.model_type).sizes(config, detail)
-    total = sum(map(question_tokens, questions)) + sizes.image_tokens * len(images)
-    for video in videos:
-        if video.expected is None:
-            return None
-        total += video.expected * sizes.frame_tokens + TURN_TOKENS
-    for text in texts:
-        if text.size is None:
-            return None
-        total += text.size // TOKEN_BYTES + TURN_TOKENS
-    return total

@@ -13,10 +13,10 @@ import typer
 
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.lineup import check_limit, limit
 from edgemllm.device import memory
 from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch, out_of_memory
+from edgemllm.limit import check_limit, limit
 from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image
 from edgemllm.media.subtitles import Subtitles

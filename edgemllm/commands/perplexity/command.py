@@ -15,7 +15,7 @@ from edgemllm import session_file
 from edgemllm.commands import figures, options
 from edgemllm.commands.events import headed, write
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.lineup import check_fit, limit, line_up
+from edgemllm.commands.lineup import check_fit, line_up
 from edgemllm.commands.perplexity.agreement import measure
 from edgemllm.commands.perplexity.checkpoint import Checkpoint
 from edgemllm.commands.perplexity.options import CheckpointOptions, TextOptions
@@ -24,6 +24,7 @@ from edgemllm.commands.perplexity.run import Run
 from edgemllm.commands.plan.report import arithmetic
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.limit import limit
 from edgemllm.media.text import Text
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.tokens import TokenStream

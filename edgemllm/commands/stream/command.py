@@ -10,9 +10,7 @@ from typing import Any
 
 from edgemllm import session_file
 from edgemllm.commands import options
-from edgemllm.commands.estimate import question_tokens
 from edgemllm.commands.interrupts import Interrupts
-from edgemllm.commands.lineup import limit
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.commands.stream.answers import Answers, answers_as
 from edgemllm.commands.stream.frames import FrameStream
@@ -23,6 +21,7 @@ from edgemllm.commands.stream.run import Stream
 from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.errors import EdgeError, MediaError, TextError, UsageError
 from edgemllm.launch import prepare
+from edgemllm.limit import limit
 from edgemllm.media.detail import Detail
 from edgemllm.media.feed import Feed
 from edgemllm.media.growing_text import GrowingText
@@ -32,6 +31,7 @@ from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.typed_lines import TypedLines
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
+from edgemllm.planning.estimate import question_tokens
 from edgemllm.screen import Display, budget_change
 from edgemllm.units import clock
 

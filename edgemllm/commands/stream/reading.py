@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgemllm.commands.lineup import check_limit
 from edgemllm.commands.stream.run import Stream
 from edgemllm.errors import EdgeError
 from edgemllm.launch import out_of_memory
+from edgemllm.limit import check_limit
 from edgemllm.media.growing_text import GrowingText
 from edgemllm.media.text import empty
 from edgemllm.screen import spans
