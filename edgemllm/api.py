@@ -36,20 +36,24 @@ def open(
     Environment variables (EDGEMLLM_*) and configuration files are not read. Raises UsageError for a value that means
     nothing, MissingError for a model that is not there, and DoesNotFitError before loading anything; all are EdgeErrors.
     """
-    request = Request(
+    options = dict(locals())
+    return prepare(request(**options)).open()
+
+
+def request(
+    model: str = "demo",
+    *,
+    settings: Mapping[str, object] | None = None,
+    kv_budget: str | int = "auto",
+    max_pixels: int | None = None,
+    tokens_per_frame: int | None = None,
+    **fields: object,
+) -> Request:
+    """Return what the keywords of `open` ask for. Raises TypeError for any other keyword."""
+    return Request(
         model=model,
-        profile=profile,
-        policy=policy,
         settings=[f"{key}={value}" for key, value in (settings or {}).items()],
         kv_budget=str(kv_budget),
-        quant=quant,
-        dtype=dtype,
-        device=device,
-        chunk=chunk,
-        offline=offline,
-        trust_remote_code=trust_remote_code,
-        system=system,
-        focus=focus,
         detail=Detail(max_pixels, tokens_per_frame),
+        **fields,  # type: ignore[arg-type]
     )
-    return prepare(request).open()

@@ -19,7 +19,8 @@ WAITING = 300
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([
     "edgemllm.cli.main", "edgemllm.models.loading", "edgemllm.models.families.llava_onevision",
-    *(f"edgemllm.commands.{name}.command" for name in ("chat", "stream", "plan", "recall", "perplexity", "bench", "serve")),
+    *(f"edgemllm.commands.{name}.command" for name in ("batch", "chat", "stream", "plan", "recall", "perplexity", "bench")),
+    "edgemllm.commands.serve.command",
     "transformers.models.llava_onevision.modeling_llava_onevision", "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.siglip.modeling_siglip", "transformers.models.auto.tokenization_auto", "transformers.generation.utils",
     "transformers.convert_slow_tokenizer", "transformers.integrations.mistral", "jinja2.sandbox", "psutil",

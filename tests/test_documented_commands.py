@@ -49,6 +49,8 @@ RUN = {
 
 HOURS = "takes hours; its page has the figures. Its program is run small by "
 ELSEWHERE = {
+    "edgemllm batch": "test_batch.py::test_a_corrupt_and_a_missing_video_are_lines_and_resume_computes_only_them"
+        " and test_batch_ray.py::test_two_workers_answer_as_one_process_does_and_nothing_is_lost_with_a_worker",
     "edgemllm bench": "takes minutes to hours; the same options: test_bench.py::test_a_grid_beside_stock_as_json",
     "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --kv-budget 256": "a conversation: test_conversation.py",
     "edgemllm chat --text book.txt": "a book: test_text_in.py::test_chat_reads_texts_before_its_questions",

@@ -24,6 +24,10 @@ EXAMPLES = {
         'rtsp://camera/live --ask "Is there a person at the door?" --every 30s',
         "--text app.log --ask 'Was there an error?' --every 10000lines",
     ),
+    "batch": (
+        'clips --ask "What is on the screen?" -o answers.jsonl',
+        "list.jsonl -o answers.jsonl --resume --ray --workers 2",
+    ),
     "perplexity": (
         "--text book.txt --policy inf-mllm,window --kv-budget 1024 --plot run.png",
         "--text - --tokens 4M < book.txt",

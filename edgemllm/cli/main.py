@@ -167,11 +167,12 @@ def _standard_streams() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import bench, catalogue, chat, doctor, inspect, models, perplexity, plan, recall, serve, stream
+    from edgemllm.cli import batch, bench, catalogue, chat, doctor, inspect, models, perplexity, plan, recall, serve, stream
     from edgemllm.cli.help import Command
 
     app.command(cls=Command)(chat.chat)
     app.command(cls=stream.StreamCommand)(stream.stream)
+    app.command(cls=batch.BatchCommand)(batch.batch)
     app.command(cls=Command)(perplexity.perplexity)
     app.command(cls=Command)(recall.recall)
     app.command(cls=Command)(inspect.inspect)

@@ -1,0 +1,1 @@
+"""`edgemllm batch`: questions about many videos."""
