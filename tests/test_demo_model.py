@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 from edgemllm.models import loading
 from lab.demo_model import renderer
 

@@ -16,7 +16,6 @@ from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
-from edgemllm.commands.recall import slides
 from edgemllm.commands.recall.calibration import FIRST_SEED, STREAMS, calibrate
 from edgemllm.commands.recall.forms import FORMS, begins_with, statements
 from edgemllm.commands.recall.haystacks import Haystacks
@@ -27,6 +26,7 @@ from edgemllm.commands.recall.run import SHORT, Answers, Stream, at_the_end, bra
 from edgemllm.commands.recall.score import Score, Tally, paired
 from edgemllm.errors import UsageError
 from edgemllm.launch import Launch, Request, prepare
+from edgemllm.media import slides
 
 BUDGET = 64
 

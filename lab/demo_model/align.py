@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 from lab.demo_model.language import Optimisers
 from lab.demo_model.vision import config, frame_tokens, shift
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 from lab.demo_model import renderer
 from lab.demo_model.train import HELD_OUT
 
@@ -130,7 +130,7 @@ CARD = """# The demo model
 
 A LLaVA-OneVision (SigLIP tower, Qwen2 language model) of 3-4 million parameters, 4 tokens a frame, trained context 1024 tokens.
 It reads English prose and knows one small world: slides of a coloured shape and a digit among other footage
-(`edgemllm/commands/recall/slides.py`). Made by `python -m lab.demo_model.train`; {text} It is a test bed, not an assistant.
+(`edgemllm/media/slides.py`). Made by `python -m lab.demo_model.train`; {text} It is a test bed, not an assistant.
 
 Measured by `python -m lab.demo_model.evaluate` on {streams} clips of each condition (2 to 12 slides, another renderer,
 everything kept):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 
 SIDE = 64
 SCENE = 6

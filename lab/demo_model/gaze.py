@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 from lab.demo_model.streams import Stream, Writer
 
 

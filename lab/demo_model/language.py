@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 VOCABULARY = 4096

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 
 HEIGHT, WIDTH, FPS = 180, 320, 10
 SLIDES = 11

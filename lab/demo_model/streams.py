@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 from lab.demo_model.frames import SCENE
 
 IGNORED = -100

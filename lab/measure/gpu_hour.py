@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from edgemllm import policies
-from edgemllm.commands.recall import slides
 from edgemllm.device import memory
+from edgemllm.media import slides
 from edgemllm.media.detail import Detail
 from edgemllm.media.frame import Frame
 from edgemllm.models import loading

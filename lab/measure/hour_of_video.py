@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 
 RATE, WIDTH, HEIGHT = 5, 320, 180
 

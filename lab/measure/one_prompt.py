@@ -12,11 +12,11 @@ import argparse
 import statistics
 from dataclasses import dataclass, field
 
-from edgemllm.commands.recall import slides
 from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import SHORT, Stream, branch
 from edgemllm.commands.recall.score import Tally, paired
 from edgemllm.errors import EdgeError
+from edgemllm.media import slides
 from edgemllm.models import loading
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
 from edgemllm.policies.base import CachePolicy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgemllm.commands.recall import slides
 from edgemllm.commands.recall.needles import Haystack, Needle, check_count, places
+from edgemllm.media import slides
 from edgemllm.media.frame import Frame
 
 HOLD = 3

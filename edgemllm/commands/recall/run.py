@@ -15,9 +15,9 @@ from torch import Tensor
 
 from edgemllm.cache.attention import forward
 from edgemllm.cache.chunk import Chunk
-from edgemllm.commands.recall import slides
 from edgemllm.commands.recall.forms import begins_with
 from edgemllm.commands.recall.needles import Haystack, Needle
+from edgemllm.media import slides
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
 from edgemllm.models.chat import Sampling
