@@ -115,8 +115,10 @@ class Launch(Decision):
 
     checkpoint: Checkpoint
 
-    def open(self, on_step: Callable[[Session], None] | None = None, family: ModelFamily | None = None) -> Session:
-        """Load the weights, or take those of `family`, and begin an empty session.
+    def open(
+        self, on_step: Callable[[Session], None] | None = None, family: ModelFamily | None = None, make: Any = None
+    ) -> Session:
+        """Load the weights, or take those of `family`, and `make` an empty session.
 
         Raises DoesNotFitError before loading anything.
         """
@@ -130,7 +132,8 @@ class Launch(Decision):
                 family = load(
                     self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
                 )
-        session = Session(family, self.policy, self.budget, self.chunk, self.request.system, self.focus)
+        session: Session
+        session = (make or Session)(family, self.policy, self.budget, self.chunk, self.request.system, self.focus)
         if on_step is not None:
             session.on_step = on_step
         return session

@@ -54,6 +54,9 @@ ELSEWHERE = {
     "edgemllm bench": "takes minutes to hours; the same options: test_bench.py::test_a_grid_beside_stock_as_json",
     "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --kv-budget 256": "a conversation: test_conversation.py",
     "edgemllm chat --text book.txt": "a book: test_text_in.py::test_chat_reads_texts_before_its_questions",
+    "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --policy edge --kv-budget 48 --archive": "test_archive.py::"
+        "test_chat_says_and_reports_what_it_looked_at_again_and_another_run_knows_it_without_the_video",
+    "edgemllm chat --archive lecture.db": "the same test",
     "edgemllm chat --video lecture.mp4 --policy ./mine.py:Mine":
         "test_policy_files.py::test_the_example_of_contributing_is_the_file_that_is_checked_and_run",
     "edgemllm doctor": "tells of this machine: test_doctor.py::test_this_machine_works_and_a_kernel_was_run",

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from edgemllm.cli.groups import grouped
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import ArchiveOptions
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.terminal import no_echo
 
@@ -21,6 +22,7 @@ def chat(
     size: options.DetailOptions,
     run: options.RequestOptions,
     focus: options.FocusOptions,
+    kept: ArchiveOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     screen: options.ScreenOptions,
@@ -34,4 +36,6 @@ def chat(
         from edgemllm.commands.chat import command
 
         display = screen.display(echo)
-        command.chat(questions or [], video, image, words, clip, size, run, focus, reply, output, display, dry_run, interrupts)
+        command.chat(
+            questions or [], video, image, words, clip, size, run, focus, kept, reply, output, display, dry_run, interrupts
+        )  # fmt: skip

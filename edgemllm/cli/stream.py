@@ -11,6 +11,7 @@ import typer
 from edgemllm.cli.groups import grouped
 from edgemllm.cli.help import Command
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import ArchiveOptions
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.stream.options import FeedOptions, QuestionOptions, SessionOptions, SubtitleOptions
 from edgemllm.commands.terminal import no_echo
@@ -56,6 +57,7 @@ def stream(
     size: options.DetailOptions,
     feed: FeedOptions,
     kept: SessionOptions,
+    archive: ArchiveOptions,
     run: options.RequestOptions,
     focus: options.FocusOptions,
     reply: options.AnswerOptions,
@@ -73,7 +75,8 @@ def stream(
 
         display = screen.display(echo)
         command.stream(
-            source, questions, clip, size, feed, kept, run, focus, reply, output, subtitles, display, dry_run, interrupts
+            source, questions, clip, size, feed, kept, archive, run, focus, reply, output, subtitles, display, dry_run,
+            interrupts,
         )  # fmt: skip
     if interrupts.code:
         raise typer.Exit(interrupts.code)

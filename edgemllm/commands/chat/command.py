@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import ArchiveOptions
+from edgemllm.commands.archive.sessions import sessions
 from edgemllm.commands.chat.repl import converse
 from edgemllm.commands.chat.run import Chat
 from edgemllm.commands.chat.slash import answer_all
@@ -17,7 +19,7 @@ from edgemllm.commands.plan.report import stop_after
 from edgemllm.errors import UsageError
 from edgemllm.launch import prepare
 from edgemllm.media.subtitles import AUTO, Subtitles
-from edgemllm.media.text import document
+from edgemllm.media.text import Text, document
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
@@ -34,6 +36,7 @@ def chat(
     size: options.DetailOptions,
     run: options.RequestOptions,
     focus: options.FocusOptions,
+    kept: ArchiveOptions,
     reply: options.AnswerOptions,
     output: options.JsonOptions,
     display: Display,
@@ -63,13 +66,21 @@ def chat(
         stop_after(launch, output.either)
     sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
     chat = Chat(launch, display, sampling, output.events("chat"), interrupts, clip.sampling(), said)
+    with sessions(kept, display.report) as chat.make:
+        _talk(chat, questions, sources, images, documents)
+
+
+def _talk(
+    chat: Chat, questions: Sequence[str], sources: Sequence[Video], images: Sequence[str], documents: Sequence[Text]
+) -> None:
+    """Answer the questions of the command line, or those that come on standard input."""
     if not questions and sys.stdin.isatty():
         chat.go(sources, images, documents, functools.partial(converse, chat))
         return
     asked = iter(questions or _lines(sys.stdin))
     first = next(asked, None)
     if first is None:
-        display.say("no question on standard input: nothing was asked")
+        chat.display.say("no question on standard input: nothing was asked")
         chat.go(sources, images, documents, None)
     else:
         chat.go(sources, images, documents, functools.partial(answer_all, chat, itertools.chain([first], asked)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from edgemllm.archive.session import looked, name_source
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.device import memory
@@ -49,6 +50,8 @@ class Chat:
     """The `text` object, of the latest document."""
     limit: int | None = None
     """Tokens a layer that a cache without bound may grow to, while a text of unknown length is read."""
+    make: Callable[..., Session] = Session
+    """What makes a session; see `ArchiveOptions.sessions`."""
     session: Session = field(init=False)
 
     def go(
@@ -57,7 +60,7 @@ class Chat:
         """Load, look and `talk`, and close the output whatever happens; with None, nobody is there to ask."""
         self.events.event("start", **self.launch.describe())
         self.events.event("plan", **self.launch.plan.as_json())
-        self.session = self.interrupts.session = self.launch.open(self.step)
+        self.session = self.interrupts.session = self.launch.open(self.step, make=self.make)
         self.display.device = self.launch.device
         try:
             if talk is not None:
@@ -95,6 +98,7 @@ class Chat:
         """Show one video, decoded ahead of the model by a thread, and say how much of it was seen."""
         self.video = video
         self.display.expected = video.expected
+        name_source(self.session, video.path)
         feed = Feed(video, FRAMES_AT_ONCE, full_batches=True, stopping=self.interrupts.asked)
         with feed, out_of_memory():
             video.frames_seen = self.session.watch(feed, self.subtitles.pop(video.path, None))
@@ -108,6 +112,7 @@ class Chat:
         """Read one document, and say how much of it was read."""
         meter = self.session.meter
         lines, size = meter.lines, meter.text_bytes
+        name_source(self.session, text.name)
         self.display.expected_bytes = text.size and size + text.size
         self.limit = limit(self.launch) if text.size is None else None  # one of known length was planned for
         try:
@@ -124,7 +129,7 @@ class Chat:
         """Continue with an empty session under another launch, with the weights that are loaded."""
         family, quant = self.session.family, self.launch.quant
         self.launch = dataclasses.replace(launch, quant=quant)
-        self.session = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus)
+        self.session = self.make(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus)
         self.session.on_step = self.step
         self.forgotten = len(self.turns)
 
@@ -153,9 +158,11 @@ class Chat:
             "ttft_ms": round(1000 * (first or 0), 1),
             "decode_tps": round(count / spent, 2) if spent else 0.0,
         }
+        look = looked(self.session)
+        turn |= look.as_json() if look else {}
         self.turns.append(turn)
         self.events.event("answer", **turn, kv=self.session.kv())
-        self.display.say(f"  [{remembered(self.session)}]")
+        self.display.say(f"  [{remembered(self.session)}{look.note() if look else ''}]")
 
     # ---- output ------------------------------------------------------------------------------------------------
 

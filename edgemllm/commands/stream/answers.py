@@ -19,6 +19,9 @@ class Answers:
     place: Mapping[str, int] = MappingProxyType({})
     """Where in a text the next answer is given, `line` and `byte`; empty for video."""
 
+    looked: Mapping[str, Any] = MappingProxyType({})
+    """What was looked at again for the next answer; empty without an archive."""
+
     def start(self, **fields: Any) -> None:
         """Begin the run that `fields` describe."""
 
@@ -63,7 +66,7 @@ class JsonLinesAnswers(Answers):
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
         cut = {"stopped": True} if stopped else {}
-        self.event("answer", question=question, answer=answer, video_s=seconds, **self.place, kv=kv, **cut)
+        self.event("answer", question=question, answer=answer, video_s=seconds, **self.place, **self.looked, kv=kv, **cut)
 
     def event(self, name: str, **fields: Any) -> None:
         self._events.event(name, **fields)
@@ -85,7 +88,7 @@ class JsonAnswers(Answers):
 
     def answer(self, question: str, answer: str, seconds: float, kv: dict[str, Any], stopped: bool = False) -> None:
         cut = {"stopped": True} if stopped else {}
-        turn = {"question": question, "answer": answer, "video_s": seconds, **self.place, **cut}
+        turn = {"question": question, "answer": answer, "video_s": seconds, **self.place, **self.looked, **cut}
         _write(f"{', ' if self._turns else ''}{json.dumps(turn)}")
         self._turns += 1
 

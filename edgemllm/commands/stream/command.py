@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm import session_file
+from edgemllm.archive.session import name_source
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import ArchiveOptions
+from edgemllm.commands.archive.sessions import sessions
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.commands.stream.answers import Answers, answers_as
@@ -43,6 +46,7 @@ def stream(
     size: options.DetailOptions,
     feed: FeedOptions,
     kept: SessionOptions,
+    archive: ArchiveOptions,
     run: options.RequestOptions,
     focus: options.FocusOptions,
     reply: options.AnswerOptions,
@@ -62,7 +66,7 @@ def stream(
     state = _earlier(kept.resume, kept.save, display, feed.text is not None)
     place = state.get("place")
     incoming = watched.open(place) if watched else GrowingText(feed.text or "-", feed.silence, place)
-    with contextlib.closing(incoming):
+    with contextlib.closing(incoming), contextlib.ExitStack() as at_end:
         if watched:
             schedule.start = watched.start
             _check_times(schedule, watched)
@@ -74,7 +78,7 @@ def stream(
         launch = prepare(request, lambda config: _input_tokens(config, watched, schedule, detail))
         if dry_run:
             stop_after(launch, output.either)
-        session = launch.open(display.step)
+        session = launch.open(display.step, make=at_end.enter_context(sessions(archive, display.report)))
         if state and kept.resume is not None:
             session_file.load(session, kept.resume)
         display.device, display.expected = launch.device, watched.video.expected if watched and watched.video else None
@@ -84,6 +88,7 @@ def stream(
         stream = _stream(rounds, watched, incoming, similarity, clip.max_frames, said)
         stream.save_wanted, stream.save_to, stream.limit = interrupts.save_wanted, kept.save, limit(launch)
         stream.lines = _lines(feed.text or source, display)
+        name_source(session, stream.name)
         if state:
             stream.resume(state)
             change = budget_change(state, session)

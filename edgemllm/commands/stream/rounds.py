@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgemllm.archive.session import looked
 from edgemllm.commands.stream.answers import Answers
 from edgemllm.commands.stream.schedule import Schedule
 from edgemllm.launch import out_of_memory
@@ -86,6 +87,8 @@ class Rounds:
         if not stopped:
             del self.waiting[0]
             self.answers += 1
+        look = looked(self.session)
+        self.out.looked = look.as_json() if look else {}
         self.out.answer(question, answer.strip(), seconds, self.session.kv(), stopped)
-        self.display.say(f"  [{remembered(self.session)}]")
+        self.display.say(f"  [{remembered(self.session)}{look.note() if look else ''}]")
         self.display.resume()

@@ -1,0 +1,67 @@
+"""A text in passages as it comes: some sentences each, with the place of their first character."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgemllm.archive.index import Array, packed
+
+TOKENS = 64
+"""Of a passage, at most half as many again: a sentence is cut only where it is longer."""
+
+END = re.compile(r"[.!?][\"'”’)]*(?=\s)|\n+")
+
+
+class Passages:
+    """Cuts one text; `offset` and `line` say where its next character is."""
+
+    def __init__(self, medium: int, offset: int = 0, line: int = 1) -> None:
+        self.medium, self.offset, self.line = medium, offset, line
+        self._text, self._ends, self._keys = "", np.zeros(0, int), np.zeros((0, 0, 0), np.float32)
+
+    def add(self, text: str, sizes: Sequence[int], keys: Array) -> list[dict[str, Any]]:
+        """Take in text, the bytes of its tokens and their keys (n, heads, D); return the passages to keep.
+
+        The last one may be short: it is kept as it is, and returned again, longer, when more has come.
+        """
+        ends = len(self._text.encode()) + np.cumsum(sizes, dtype=int)
+        self._keys = np.concatenate([self._keys, keys]) if len(self._keys) else keys
+        self._text, self._ends = self._text + text, np.concatenate([self._ends, ends])
+        return list(self._cut())
+
+    def _cut(self) -> Iterator[dict[str, Any]]:
+        while len(self._ends) > TOKENS + TOKENS // 2:
+            count = self._sentences()
+            yield self._passage(count)
+            self._drop(count)
+        if len(self._ends):
+            yield self._passage(len(self._ends))
+
+    def _sentences(self) -> int:
+        """Return how many tokens the next passage has: to the last end of a sentence that leaves it near TOKENS."""
+        raw = self._text.encode()
+        low, high = (int(self._ends[count - 1]) for count in (TOKENS // 2, TOKENS + TOKENS // 4))
+        ends = [low + len(found) for found in self._found(raw[low:high].decode("utf-8", "ignore"))]
+        if not ends:
+            return TOKENS
+        return int(np.searchsorted(self._ends, ends[-1], side="left")) + 1
+
+    @staticmethod
+    def _found(text: str) -> list[bytes]:
+        return [text[: match.end()].encode() for match in END.finditer(text)]
+
+    def _passage(self, count: int) -> dict[str, Any]:
+        text = self._text.encode()[: int(self._ends[count - 1])].decode("utf-8", "ignore")
+        place = {"first": self.offset, "last": self.offset + len(text), "line": self.line, "time": None}
+        return {**place, "text": text, "keys": packed(self._keys[:count])}
+
+    def _drop(self, count: int) -> None:
+        raw, end = self._text.encode(), int(self._ends[count - 1])
+        gone = raw[:end].decode("utf-8", "ignore")
+        self._text = self._text[len(gone) :]
+        self._ends, self._keys = self._ends[count:] - len(gone.encode()), self._keys[count:]
+        self.offset, self.line = self.offset + len(gone), self.line + gone.count("\n")

@@ -1,0 +1,194 @@
+"""A session that keeps what it sees and reads in an archive, and looks at the right parts again before it answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from edgemllm.archive import choice
+from edgemllm.archive.archive import Archive, Place
+from edgemllm.archive.calibration import finders_of
+from edgemllm.archive.heads import queries_of
+from edgemllm.archive.held import Held
+from edgemllm.archive.index import Array, fused
+from edgemllm.archive.look import Look, parts
+from edgemllm.archive.notes import Notes
+from edgemllm.archive.passages import Passages
+from edgemllm.archive.pictures import decoded, encoded
+from edgemllm.cache.chunk import Chunk
+from edgemllm.media.frame import Frame
+from edgemllm.models.chat import Sampling
+from edgemllm.models.tokens import Token
+from edgemllm.planning.peaks import FRAMES_AT_ONCE
+from edgemllm.session import GREEDY, Session
+from edgemllm.units import clock
+
+UNBOUNDED_ROOM = 512
+"""Tokens that a session without a budget looks at again."""
+
+TIMED_FRAME = 32
+"""Tokens of a frame from which its time is written before it: with fewer the time would take more than the frame."""
+
+ALWAYS = 1 << 62
+
+
+@dataclass
+class ArchivedSession(Session):
+    """Raises UsageError for an archive of another model. `share`: of the budget, for what is looked at again."""
+
+    archive: Archive = field(kw_only=True)
+    share: float = field(default=0.25, kw_only=True)
+    source: str = field(default="", kw_only=True)
+    """What is watched or read now."""
+    looked: Look = field(default=Look(), kw_only=True)
+    """For the newest question."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._pictures, self._words = finders_of(self.family, self.archive)
+        self._earlier = any(self.archive.counts().values())
+        self._notes: Notes | None = None
+        self._passages: Passages | None = None
+        self._asked, self._video = "", 0
+
+    # ---- what comes in -----------------------------------------------------------------------------------------
+
+    def passes(self, chunk: Chunk) -> Iterator[Tensor]:
+        first = 0
+        for hidden in super().passes(chunk):
+            if self._notes is not None:
+                self._notes.add(self.cache, chunk, first, hidden.shape[1])
+            first += hidden.shape[1]
+            yield hidden
+
+    def see(self, frames: Sequence[Frame], interval: float | None = None) -> None:
+        self._notes = notes = Notes(self._pictures.heads if self._pictures else ())
+        super().see(frames, interval)
+        self._notes, self._video = None, self.archive.medium(self.source)
+        self.archive.add_frames(self._video, [(each.time, encoded(each.pixels), notes.of_frame(each.time)) for each in frames])
+
+    def read_on(self, piece: str, begin: bool = False) -> None:
+        if begin or self.context is None or self._passages is None:
+            self._passages = Passages(self.archive.medium(self.source), line=self.meter.lines + 1)
+        self._sizes: list[int] = []
+        self._keys: list[Array] = []
+        super().read_on(piece, begin)
+        if self._keys:
+            self.archive.add_passages(self._passages.medium, self._passages.add(piece, self._sizes, np.concatenate(self._keys)))
+
+    def _take(self, tokens: Sequence[Token]) -> None:
+        self._notes = notes = Notes(self._words.heads)
+        super()._take(tokens)
+        self._notes = None
+        self._sizes += [size for _, size, _ in tokens]
+        self._keys += notes.keys
+
+    def clear(self) -> None:
+        super().clear()
+        self._earlier, self._passages = True, None
+
+    # ---- questions ---------------------------------------------------------------------------------------------
+
+    def put(self, question: str, beginning: str = "") -> Iterator[Tensor]:
+        self._release()
+        self._asked, self.looked = question, Look()
+        kept = min(layer.length for layer in self.cache.managed)
+        if self._earlier or kept < self.cache.seen:  # else all there is, is still in the cache
+            self._look_again(question)
+        yield from super().put(question, beginning)
+
+    def answer(self, sampling: Sampling = GREEDY) -> Iterator[str]:
+        pieces = []
+        try:
+            for piece in super().answer(sampling):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self._release()
+        if not self.stopped:
+            self.archive.add_turn(self.meter.video_s, self._asked, "".join(pieces).strip(), self.looked.spans)
+
+    def _look_again(self, question: str) -> None:
+        """Take in the parts of the archive that the question leads to; they are held until it is answered."""
+        began, seen, meter = time.perf_counter(), self.cache.seen, vars(self.meter).copy()
+        chosen = self._chosen(question)
+        self._close()
+        held = self._hold()
+        frames = [place for place in chosen if not place.words]
+        for part in parts(frames) if self._frame_tokens() >= TIMED_FRAME else [frames] if frames else []:
+            self._show(part)
+        self._quote([place for place in chosen if place.words])
+        held.end = self.position
+        vars(self.meter).update({name: meter[name] for name in ("frames", "frame_s", "video_s")})
+        self.looked = Look(tuple(chosen), self.cache.seen - seen, round(1000 * (time.perf_counter() - began), 1))
+
+    def _chosen(self, question: str) -> list[Place]:
+        """Return what to look at, in the order of time; of frames the newest too, so that the last one is what is there now."""
+        archive, room = self.archive, UNBOUNDED_ROOM if self.budget is None else int(self.share * self.budget)
+        pictures = self._pictures and choice.ranked(
+            archive.frame_blocks(), self._pictures, queries_of(self.family, self._pictures.heads, question), peak=True
+        )
+        words = choice.of_words(archive, self._words, question, queries_of(self.family, self._words.heads, question))
+        best = fused(pictures or [], words)
+        newest = archive.newest(self._video, 1) if self._video and pictures else []
+        left = room - sum(map(self._cost, newest))
+        chosen = [place for place in choice.within(archive, best, left, self._cost) if place not in newest]
+        return [*(place for place in chosen if not place.words), *newest, *(place for place in chosen if place.words)]
+
+    def _frame_tokens(self) -> int:
+        return self.family.sizes(self.family.model.config, self.family.detail).frame_tokens
+
+    def _cost(self, place: Place) -> int:
+        """Return the tokens that a place takes, with what is written around it."""
+        if place.words:
+            return len(self.family.tokenize(self._quoted(place)))
+        each = self._frame_tokens()
+        return each + (len(self.family.tokenize(_at(place))) if each >= TIMED_FRAME else 0)
+
+    def _show(self, places: Sequence[Place]) -> None:
+        """Show frames as one video, with their time before it where that is little beside them."""
+        if self._frame_tokens() >= TIMED_FRAME:
+            self.see_or_hear(_at(places[0]))
+        found = [decoded(self.archive.picture(place), place.first) for place in places]
+        frames = [frame for frame in found if frame is not None]
+        for start in range(0, len(frames), FRAMES_AT_ONCE):
+            super().see(frames[start : start + FRAMES_AT_ONCE])
+        self._close()
+
+    def _quote(self, places: Sequence[Place]) -> None:
+        if places:
+            self.see_or_hear("".join(map(self._quoted, places)))
+
+    def _quoted(self, place: Place) -> str:
+        return f"[line {place.line}] {self.archive.text(place).strip()}\n"
+
+    def _hold(self) -> Held:
+        """Hold what comes in from now on, beside what the cache's focus finds, which all layers share."""
+        held = Held(self.cache.managed[0].focus, self.position, ALWAYS)
+        for layer in self.cache.managed:
+            layer.focus = held
+        return held
+
+    def _release(self) -> None:
+        for layer in self.cache.managed:
+            if isinstance(layer.focus, Held):
+                layer.focus = layer.focus.inner
+
+
+def name_source(session: Session, name: str) -> None:
+    """Say what is watched or read from now on, where the session keeps an archive."""
+    if isinstance(session, ArchivedSession):
+        session.source = name
+
+
+def looked(session: Session) -> Look | None:
+    """Return what was looked at again for the newest question; None where there is no archive."""
+    return session.looked if isinstance(session, ArchivedSession) else None
+
+
+def _at(place: Place) -> str:
+    return f"[{clock(place.first)}]"

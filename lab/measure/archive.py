@@ -1,0 +1,125 @@
+"""Measure the archive: what is known of hours of slides and of a long text, with and without it.
+
+    python -m lab.measure.archive slides --frames 10800 --facts 40 --slots 48,64 --policies edge,oracle,random
+    python -m lab.measure.archive text --model SmolLM2-135M-Instruct.Q4_1.gguf --novel novel.txt --tokens 8000 --slots 512
+
+`slides` watches the same drawn footage under every policy, and under `--archived` ones again with an archive, then asks about
+every slide of the same cache. `text` does so with facts in a novel. A line of JSON for each run goes to --out, and is
+reported as it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgemllm.archive.archive import Archive
+from edgemllm.archive.session import ArchivedSession
+from edgemllm.commands.recall.forms import FORMS
+from edgemllm.commands.recall.haystacks import Haystacks
+from edgemllm.commands.recall.lecture import slide_haystack
+from edgemllm.commands.recall.prose import Book
+from edgemllm.commands.recall.run import Answers, Stream, at_the_end
+from edgemllm.launch import Request, prepare
+from edgemllm.models.families.base import ModelFamily
+from edgemllm.session import Session
+
+
+class Timed(Session):
+    """Counts the milliseconds to the first token of each answer."""
+
+    def ask(self, *arguments: Any, **more: Any) -> Iterator[str]:
+        began, times = time.perf_counter(), vars(self)["times"]
+        for number, piece in enumerate(super().ask(*arguments, **more)):
+            if not number:
+                times.append(1000 * (time.perf_counter() - began))
+            yield piece
+
+
+class TimedArchived(Timed, ArchivedSession):
+    """The same with an archive."""
+
+
+def measured(session: Session, stream: Stream, name: str, slots: str) -> dict[str, Any]:
+    """Watch or read the whole stream, ask about everything, and count."""
+    began, times = time.perf_counter(), vars(session).setdefault("times", [])  # shared by branches
+    if isinstance(session, ArchivedSession):
+        session.source = "measured"
+    answers = at_the_end(session, stream)
+    return {
+        "policy": name, "slots": slots, **counted(answers), "kv_bytes": session.kv()["bytes"],
+        "ttft_ms": round(statistics.median(times), 1), "seconds": round(time.perf_counter() - began),
+        "held": round(answers.held, 3), "peak_slots": answers.peak,
+    }  # fmt: skip
+
+
+def counted(answers: Answers) -> dict[str, Any]:
+    """Return how many old and recent facts, and questions about what was never shown, were answered correctly."""
+    rows = list(zip(answers.distances, answers.right, answers.recent, strict=True))
+    kinds = {
+        "old": [right for distance, right, recent in rows if distance is not None and not recent],
+        "recent": [right for distance, right, recent in rows if distance is not None and recent],
+        "unseen": [right for distance, right, _ in rows if distance is None],
+    }
+    return {name: f"{sum(marks)} of {len(marks)}" for name, marks in kinds.items()}
+
+
+def sessions(options: argparse.Namespace, family: ModelFamily | None) -> Iterator[tuple[str, str, Session]]:
+    """Open a session for every policy and size, without and with an archive."""
+    for slots in options.slots.split(","):
+        for policy in (*options.policies.split(","), *(f"{name}+archive" for name in options.archived.split(",") if name)):
+            name, _, archived = policy.partition("+")
+            launch = prepare(Request(model=options.model, policy=name, kv_budget=slots, quant="none", chunk=options.chunk))
+            if not archived:
+                yield policy, slots, launch.open(family=family, make=Timed)
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                archive = Archive(Path(folder) / "archive.db", say=print)
+                make = functools.partial(TimedArchived, archive=archive, share=options.share)
+                yield policy, slots, launch.open(family=family, make=make)
+                print(f"archive of {archive.counts()}: {archive.database.nbytes} bytes", flush=True)
+                archive.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("slides", "text"))
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--frames", type=int, default=10800)
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--facts", type=int, default=40)
+    parser.add_argument("--unseen", type=int, default=8)
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--slots", default="48,64")
+    parser.add_argument("--chunk", type=int)
+    parser.add_argument("--policies", default="edge,oracle,random")
+    parser.add_argument("--archived", default="edge")
+    parser.add_argument("--share", type=float, default=0.25)
+    parser.add_argument("--diverse", action="store_true")
+    parser.add_argument("--novel", default="")
+    parser.add_argument("--out", type=Path, default=Path("build/archive.jsonl"))
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    family = prepare(Request(model=options.model, quant="none")).open().family
+    for seed in map(int, options.seeds.split(",")):
+        if options.part == "slides":
+            haystack = slide_haystack(seed, options.frames, options.facts, options.diverse, options.unseen)
+            stream = Stream(family, haystack)
+        else:
+            stream = Haystacks(family, Book(options.novel), options.tokens).stream(tuple(FORMS), "diverse", seed, options.facts)
+        for name, slots, session in sessions(options, family):
+            found = {"seed": seed, **measured(session, stream, name, slots)}
+            print(json.dumps(found), flush=True)
+            with options.out.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
