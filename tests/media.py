@@ -16,6 +16,7 @@ from edgemllm.models.families.qwen_vl import STAMPED
 from edgemllm.models.vision.naflex import flat_patches, tiles_and_thumbnail
 from edgemllm.models.vision.patches import patches
 from edgemllm.models.vision.pixels import anyres, pixels
+from edgemllm.models.vision.pooled import pooled
 from edgemllm.models.vision.tiles import best_grid, split
 
 INTERVAL = 0.5
@@ -86,6 +87,9 @@ def frame_texts(tiny: Tiny, frames: list[Frame]) -> list[int]:
         ids = [token for frame in frames for token in sliced(tiny, frame, VIDEO)]
     elif kind == "internvl":
         ids = say("\n".join(f"Frame{number + 1}: <img>{'<image>' * 4}</img>" for number in range(len(frames))))
+    elif kind.startswith("gemma4"):
+        count = len(pooled([frames[0].pixels], tiny.family.video_spec)[1]) // (1 if kind == "gemma4_unified" else 9)
+        ids = say(" ".join(f"00:{int(frame.time):02d} <img>{'<video>' * count}</img>" for frame in frames))
     elif kind == "smolvlm":
         square = f"<fake_token_around_image><global-img>{'<image>' * 4}<fake_token_around_image>"
         ids = say("".join(f"\nFrame from 00:{int(frame.time):02d}:{square}" for frame in frames))
@@ -180,11 +184,33 @@ def stock_inputs(tiny: Tiny, ids: list[int], image: Frame | None, frames: list[F
     if kind == "gemma3" and image is not None:
         inputs["pixel_values"] = pixels([image.pixels], tiny.family.image_spec)
         inputs["token_type_ids"] = (place == IMAGE).long()
+    if kind.startswith("gemma4"):
+        inputs["mm_token_type_ids"] = (place == IMAGE).int() + 2 * (place == VIDEO).int()
+        if image is not None:
+            cells, where = padded([image.pixels], tiny.family.image_spec)
+            inputs |= {"pixel_values": cells, "image_position_ids": where}
+        if frames:
+            cells, where = padded([frame.pixels for frame in frames], tiny.family.video_spec)
+            inputs |= {"pixel_values_videos": cells, "video_position_ids": where}
+            inputs["num_frames_per_video"] = torch.tensor([len(frames)])
+        if kind == "gemma4_unified":  # its own forward lets full layers see both ways too, its own `generate` does not
+            inputs["attention_mask"] = tiny.model.create_masks_for_generate(
+                tiny.model.config, torch.zeros(*place.shape, 1), None, None, torch.arange(len(ids))[None],
+                mm_token_type_ids=inputs["mm_token_type_ids"],
+            )  # fmt: skip
     if kind in ("idefics3", "smolvlm"):
         parts = [] if image is None else [split(image.pixels, tiny.family.image_spec, 64)[0]]
         parts += [pixels([frame.pixels for frame in frames], tiny.family.video_spec)] if frames else []
         inputs["pixel_values"] = torch.cat(parts)[None]
     return inputs
+
+
+def padded(frames: list[Any], spec: Any) -> tuple[Tensor, Tensor]:
+    """Gemma 4's patches and where they are, filled up to the most a picture may have, as its processors do."""
+    cells, places = pooled(frames, spec)
+    missing = spec.patches - cells.shape[1]
+    where = torch.nn.functional.pad(places, (0, 0, 0, missing), value=-1)
+    return torch.nn.functional.pad(cells, (0, 0, 0, missing)), where.expand(len(frames), -1, -1)
 
 
 def both(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Tensor, Chunk]:

@@ -90,6 +90,7 @@ def test_the_heart_is_read_in_an_evening() -> None:
 ANCESTORS = {
     "pyramidkv": {"snapkv"}, "meda": {"look_m"},
     "cosmos3_edge": {"qwen_vl"}, "lfm": {"qwen_vl", "text"}, "minicpmv": {"qwen3_5"}, "qwen3_5": {"qwen_vl"},
+    "gemma4": {"gemma3"},
     "smollm3": {"text"},
 }  # fmt: skip
 """Papers and models that build on another's method say so by importing it."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import TEXT_MODELS, llama, qwen2, qwen2_vl, qwen3_5_text, random_ids
+from tiny import TEXT_MODELS, gemma4_text, llama, qwen2, qwen2_vl, qwen3_5_text, random_ids
 
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
@@ -127,13 +127,15 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
         AttentionInterface.register(NAME, ours.attention)
     total = len(chunk)
     kv_heads = cache.managed[0].keys.shape[1]
+    windows = [shape.window or total for shape in tiny.family.spec.layers]
     masks = {number: torch.zeros(kv_heads, total, total, dtype=torch.bool) for number in visible[0]}
     for step, part in enumerate(visible):
         rows = range(step * size, min((step + 1) * size, total))
         for number, kept in part.items():
             for head in range(kv_heads):
                 for row in rows:
-                    seen = kept[head][kept[head] <= row].long()
+                    distance = row - kept[head]
+                    seen = kept[head][(distance >= 0) & (distance < windows[number])].long()
                     masks[number][head, row, seen] = True
 
     def eager(module, query, key, value, mask, scaling=None, **kwargs):
@@ -146,7 +148,8 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
     AttentionInterface.register("reference", eager)
     tiny.use("reference")
     positions = chunk.positions if tiny.family.rope.axes > 1 else chunk.positions[0]
-    want = tiny.text(inputs_embeds=chunk.embeds, position_ids=positions, use_cache=False).last_hidden_state
+    more = {} if chunk.tokens is None else {"per_layer_inputs": tiny.text.get_per_layer_inputs(chunk.tokens)}
+    want = tiny.text(inputs_embeds=chunk.embeds, position_ids=positions, use_cache=False, **more).last_hidden_state
     return torch.cat(got, 1), want
 
 
@@ -162,7 +165,7 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
     ],
     ids=["window", "streaming-llm", "inf-mllm", "inf-mllm per head", "observing"],
 )
-@pytest.mark.parametrize("make", [llama, qwen2, qwen2_vl, qwen3_5_text], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [llama, qwen2, qwen2_vl, qwen3_5_text, gemma4_text], ids=lambda make: make.__name__)
 def test_after_eviction_equals_masked_full_attention(make, policy: CachePolicy, size: int) -> None:
     tiny = make()
     got, want = masked_reference(tiny, tiny.text_chunk(random_ids(60)), size, policy, 20)

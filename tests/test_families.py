@@ -18,6 +18,8 @@ from tiny import (
     Tiny,
     cosmos3_edge,
     gemma3,
+    gemma4,
+    gemma4_unified,
     lfm2,
     lfm3_vl,
     llama,
@@ -101,7 +103,9 @@ def test_a_saved_folder_gives_the_same_answer_and_quantises_the_language_model_a
         assert asked(family)[1].isfinite().all()
 
 
-PLANNED = [qwen2_5_vl, gemma3, smolvlm, llama, qwen3_5, lfm3_vl, cosmos3_edge, minicpmv4_7, lfm2, smollm3]
+PLANNED = [
+    qwen2_5_vl, gemma3, gemma4, gemma4_unified, smolvlm, llama, qwen3_5, lfm3_vl, cosmos3_edge, minicpmv4_7, lfm2, smollm3,
+]  # fmt: skip
 
 
 @quantising
@@ -206,6 +210,29 @@ def test_detail_is_traded_for_length() -> None:
         family.sizes(tiny.model.config, Detail(max_pixels=9))
     with pytest.raises(UsageError, match="pictures of one size"):
         llava().family.sizes(llava().model.config, Detail(max_pixels=100))
+
+
+def test_gemma_knows_a_few_sizes_of_pictures() -> None:
+    config = loading.locate("random:gemma-4-e2b").config
+    family = family_of("gemma4")
+    whole, less = family.sizes(config), family.sizes(config, Detail(max_pixels=400_000, tokens_per_frame=100))
+    assert (whole.image_tokens, whole.frame_tokens) == (282, 80)
+    assert (less.image_tokens, less.frame_tokens) == (142, 80)
+    with pytest.raises(UsageError, match="frame 50 allows 50 tokens, and this model knows pictures of 70") as error:
+        family.sizes(config, Detail(tokens_per_frame=50))
+    assert error.value.hint == "--tokens-per-frame 70 or more"
+
+
+def test_an_audio_tower_is_neither_counted_nor_loaded(tmp_path: Path) -> None:
+    hears = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 32}
+    deaf, config = gemma4(), gemma4().model.config.to_dict()
+    model = type(deaf.model)(type(deaf.model.config)(**{**config, "audio_config": hears}))
+    assert not model.load_state_dict(deaf.model.state_dict(), strict=False).unexpected_keys
+    folder = saved(Tiny(model=model, family=deaf.family), tmp_path)
+    family = opened(deaf, folder)
+    assert family.model.model.audio_tower is None
+    assert loading.locate(folder).spec == ModelSpec.from_config(deaf.model.config)
+    assert asked(family)[0] == asked(deaf.use("edgemllm").family)[0]
 
 
 def test_a_damaged_folder_names_the_file(tmp_path: Path) -> None:

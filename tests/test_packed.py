@@ -19,6 +19,12 @@ ROUNDING = 0.02
 """Of a model of three layers whose products go in and out in 8 bits of mantissa, against its logits' spread."""
 
 
+def rounding(full: Tiny, ids: torch.Tensor, want: torch.Tensor) -> float:
+    """What may be off: `ROUNDING`, or half more than the stock model is in bfloat16 (Gemma 4 does not scale its products)."""
+    full.model.to(torch.bfloat16)
+    return max(ROUNDING, 1.5 * off(full.stock(input_ids=ids).float(), want))
+
+
 def pair(make, quant: str) -> tuple[Tiny, Tiny]:
     """A packed model, and the same architecture with the weights that the packed ones stand for."""
     small, full = make(), make()
@@ -26,9 +32,12 @@ def pair(make, quant: str) -> tuple[Tiny, Tiny]:
     for name, module in small.model.named_modules():
         if isinstance(module, PackedLinear):
             full.model.get_submodule(name).weight.data = module.dense().float()
-    embedding = small.text.get_input_embeddings()
-    assert isinstance(embedding, PackedEmbedding)
-    full.text.get_input_embeddings().weight.data = embedding.weight.float() * embedding.scales[:, None].float()
+    for name, module in small.model.named_modules():  # afterwards, as a tied head is the same table, rounded
+        if isinstance(module, PackedEmbedding):
+            table = full.model.get_submodule(name).weight
+            table.data = (module.weight.float() * module.scales[:, None].float()).view(table.shape)
+    assert isinstance(small.text.get_input_embeddings(), PackedEmbedding)
+    assert not any(isinstance(module, torch.nn.Embedding) for module in small.text.modules())
     return small, full
 
 
@@ -42,8 +51,9 @@ def test_a_packed_model_is_that_of_its_dequantised_weights(make, quant: str) -> 
     small, full = pair(make, quant)
     ids = random_ids(60)
     want = full.run(full.text_chunk(ids), 100, Full())
+    allowed = rounding(full, ids, want)
     for size in (100, 1):  # unpacked for a prompt, packed for a token
-        assert off(small.run(small.text_chunk(ids), size, Full()), want) < ROUNDING
+        assert off(small.run(small.text_chunk(ids), size, Full()), want) < allowed
 
 
 @pytest.mark.parametrize("make", VISION_MODELS, ids=lambda make: make.__name__)
@@ -91,7 +101,9 @@ def test_codes_of_four_bits_are_found_again_where_a_byte_holds_neighbouring_rows
 
 
 def test_rows_that_are_not_whole_groups_take_8_bits() -> None:
-    assert isinstance(packed.packed(torch.nn.Linear(72, 64), "int4"), Int8Linear)
+    small, x = packed.packed(torch.nn.Linear(72, 64), "int4"), torch.randn(3, 72)
+    assert isinstance(small, Int8Linear)
+    assert off(small(x), x @ small.dense().float().T + small.bias) < 0.01
 
 
 def test_4_packed_bits_are_refused_on_cuda_in_one_line() -> None:

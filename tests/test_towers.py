@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -16,6 +17,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from edgemllm.models.vision.patches import PatchSpec, patches
 from edgemllm.models.vision.pixels import PixelSpec, anyres, pixels
+from edgemllm.models.vision.pooled import PooledSpec, pooled
 from edgemllm.models.vision.tiles import best_grid, split, squares
 
 SIZES = [(48, 64), (64, 48), (31, 97), (200, 120), (64, 64), (33, 33)]
@@ -35,6 +37,25 @@ def assert_same(got: torch.Tensor, want: torch.Tensor) -> None:
 def test_gemma(height: int, width: int) -> None:
     want = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})(picture(height, width), return_tensors="pt")
     assert_same(pixels([picture(height, width)], PixelSpec(56, 56, HALF, HALF, resample=2)), want["pixel_values"])
+
+
+@pytest.mark.parametrize(("height", "width"), [*SIZES, (20, 900), (700, 30)])
+@pytest.mark.parametrize("tokens", [70, 280])
+def test_gemma4(tmp_path: Path, height: int, width: int, tokens: int) -> None:
+    """Its patches; and what the model of 12B takes, whose squares are the same pixels in another order."""
+    processor = Gemma4ImageProcessorPil(max_soft_tokens=tokens)
+    processor.save_pretrained(tmp_path)
+    want = processor(picture(height, width), return_tensors="pt")
+    count, places = 9 * int(want["num_soft_tokens_per_image"][0]), want["image_position_ids"][0]
+    assert (places[count:] == -1).all()
+    cells, where = pooled([picture(height, width)], PooledSpec(1120).from_folder(tmp_path, "image"))
+    assert torch.equal(where, places[:count])
+    assert_same(cells[0], want["pixel_values"][0, :count])
+    columns, rows = (places[:count].amax(0) + 1).tolist()
+    whole = cells.view(rows, columns, 16, 16, 3).transpose(1, 2).reshape(rows * 16, columns * 16, 3)
+    squares, coarse = pooled([picture(height, width)], PooledSpec(tokens, whole=True))
+    for square, (x, y) in zip(squares[0], (48 * coarse).tolist(), strict=True):
+        assert_same(square.view(48, 48, 3), whole[y : y + 48, x : x + 48])
 
 
 @sizes

@@ -441,9 +441,69 @@ def gemma3() -> Tiny:
     return made
 
 
+SHARING = {
+    **TEXT, "num_hidden_layers": 5, "head_dim": 16, "global_head_dim": 32, "sliding_window": 12, "pad_token_id": 0,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": VOCABULARY, "final_logit_softcapping": 5.0,
+}  # fmt: skip
+LARGE = {
+    **SHARING, "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+    "use_bidirectional_attention": "vision", "sliding_window": 3,
+}  # fmt: skip
+EXPERT_BLOCK = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+SIGHT = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "boi_token_id": 91, "eoi_token_id": 90, "audio_config": None,
+    "vision_soft_tokens_per_image": 6,
+}  # fmt: skip
+POOLED = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "head_dim": 16, "patch_size": 4, "position_embedding_size": 32,
+}  # fmt: skip
+
+
+def gemma4_text() -> Tiny:
+    """The last two layers read the keys of the second and third."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    return tiny(Gemma4ForCausalLM, Gemma4TextConfig(**SHARING))
+
+
+def gemma4_unified_text() -> Tiny:
+    from transformers import Gemma4UnifiedForCausalLM, Gemma4UnifiedTextConfig
+
+    return tiny(Gemma4UnifiedForCausalLM, Gemma4UnifiedTextConfig(**LARGE))
+
+
+def gemma4() -> Tiny:
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    config = Gemma4Config(text_config=SHARING, vision_config=POOLED, **SIGHT)
+    return tiny(Gemma4ForConditionalGeneration, config)
+
+
+def gemma4_large() -> Tiny:
+    """Experts, values that are keys, no per-layer embeddings, and pictures that see themselves both ways in local layers."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    config = Gemma4Config(text_config={**LARGE, **EXPERT_BLOCK}, vision_config={**POOLED, "standardize": True}, **SIGHT)
+    return tiny(Gemma4ForConditionalGeneration, config)
+
+
+def gemma4_unified() -> Tiny:
+    from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
+
+    vision = {"patch_size": 4, "mm_embed_dim": 32, "mm_posemb_size": 8, "output_proj_dims": 32}
+    config = Gemma4UnifiedConfig(text_config=LARGE, vision_config=vision, **SIGHT)
+    made = tiny(Gemma4UnifiedForConditionalGeneration, config)
+    torch.nn.init.normal_(made.model.model.embed_vision.pos_embedding)  # else all zero
+    return made
+
+
 TEXT_MODELS = [
     gemma3_text, llama, qwen2, qwen3, yarn_llama, mistral, qwen2_sliding, phi3, gpt_neox, qwen3_5_text, qwen3_5_moe_text,
-    smollm3, lfm2, lfm3,
+    smollm3, lfm2, lfm3, gemma4_text, gemma4_unified_text,
 ]  # fmt: skip
 VISION_MODELS = [
     llava,
@@ -464,5 +524,8 @@ VISION_MODELS = [
     idefics3,
     smolvlm,
     gemma3,
+    gemma4,
+    gemma4_large,
+    gemma4_unified,
 ]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]

@@ -104,6 +104,8 @@ def run(text_model: Any, cache: KVCache) -> Tensor:
     if chunk.deepstack is not None:  # zero for text, so that it may be added everywhere
         everywhere = torch.ones(zeros.shape, dtype=torch.bool, device=zeros.device)
         more = {"visual_pos_masks": everywhere, "deepstack_visual_embeds": [level.flatten(0, 1) for level in chunk.deepstack]}
+    if chunk.tokens is not None:
+        more["per_layer_inputs"] = text_model.get_per_layer_inputs(chunk.tokens, None)
     more[cache_keyword(type(text_model).forward)] = cache
     out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, use_cache=True, kv_cache=cache, **more)
     hidden: Tensor = out.last_hidden_state

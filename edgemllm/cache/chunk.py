@@ -32,7 +32,9 @@ class Chunk:
     deepstack  (d, B, q, E) or None: what DeepStack adds to the output of the first d decoder layers
     stride     the native gap between neighbouring positions: renumbering never widens or narrows it
     appends    every position comes after all earlier ones: known of text, not of part of a picture
-    block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma 3's pictures); -1: only backwards
+    block      (B, q) int64 or None: tokens of one block see each other both ways (Gemma's pictures); -1: only backwards
+    local      blocks do so in sliding layers alone (Gemma 4)
+    tokens     (B, q) int64 or None: what per-layer embeddings are looked up by (Gemma 4)
     """
 
     embeds: Tensor
@@ -43,6 +45,8 @@ class Chunk:
     stride: int = 1
     appends: bool = False
     block: Tensor | None = None
+    local: bool = False
+    tokens: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embeds.shape[1]
@@ -57,11 +61,11 @@ class Chunk:
         start = 0
         while start < len(self):
             part = slice(start, self._cut(start, size))
-            deepstack = None if self.deepstack is None else self.deepstack[:, :, part]
-            block = None if self.block is None else self.block[:, part]
             embeds, positions = self.embeds[:, part], self.positions[..., part]
             modality, time = self.modality[:, part], self.time[:, part]
-            yield Chunk(embeds, positions, modality, time, deepstack, self.stride, self.appends, block)
+            deepstack = None if self.deepstack is None else self.deepstack[:, :, part]
+            block, tokens = (None if each is None else each[:, part] for each in (self.block, self.tokens))
+            yield Chunk(embeds, positions, modality, time, deepstack, self.stride, self.appends, block, self.local, tokens)
             start = part.stop
 
     def _cut(self, start: int, size: int) -> int:
@@ -96,6 +100,7 @@ class Chunk:
         if any(chunk.block is not None for chunk in chunks):
             alone = [torch.full_like(chunk.modality, -1, dtype=torch.long) for chunk in chunks]
             block = torch.cat([chunk.block if chunk.block is not None else alone[i] for i, chunk in enumerate(chunks)], 1)
+        tokens = [chunk.tokens for chunk in chunks if chunk.tokens is not None]
         return Chunk(
             torch.cat([chunk.embeds for chunk in chunks], 1),
             torch.cat([chunk.positions for chunk in chunks], 2),
@@ -105,4 +110,6 @@ class Chunk:
             max(chunk.stride for chunk in chunks),
             all(chunk.appends for chunk in chunks),
             block,
+            any(chunk.local for chunk in chunks),
+            torch.cat(tokens, 1) if len(tokens) == len(chunks) else None,
         )

@@ -81,7 +81,7 @@ class Decoder:
 
     def _copied(self, chunk: Chunk) -> Chunk:
         """Return the token, copied to the addresses that graphs read from."""
-        names = ("embeds", "positions", "modality", "time")
+        names = ["embeds", "positions", "modality", "time", *(() if chunk.tokens is None else ("tokens",))]
         if self._input is None or self._input.embeds.dtype != chunk.embeds.dtype:
             fixed = {name: getattr(chunk, name).clone(memory_format=torch.contiguous_format) for name in names}
             self._input = dataclasses.replace(chunk, **fixed)

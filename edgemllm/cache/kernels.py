@@ -19,7 +19,7 @@ GROUPED_FLASH = torch.__version__ >= "2.13"
 
 def visible_slots(layer: CacheLayer, chunk: Chunk, heads: int, count: int) -> Tensor | None:
     """Return what queries see, (B, H | 1, q, L) or (q, L), in blocks and sliding layers; None: causality alone decides."""
-    block = chunk.block if count > 1 else None
+    block = chunk.block if count > 1 and (layer.window is not None or not chunk.local) else None
     slides = layer.window is not None and (layer.length > layer.window or layer.mode == "original")
     if block is None and not slides:
         return None

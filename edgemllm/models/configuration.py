@@ -8,6 +8,7 @@ from typing import Any
 
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.models.families import family_of
+from edgemllm.models.spec import layer_config
 
 MOST = {
     "num_hidden_layers": 1000, "depth": 1000,
@@ -43,8 +44,8 @@ def read_config(name: str, folder: Path, trust_remote_code: bool = False) -> Any
 
 def check_config(name: str, config: Any, source: str) -> Any:
     """The configuration, its sizes found sane. Raises MissingError naming its `source`, UsageError if not supported."""
-    text = config.get_text_config()
-    for part in (text, getattr(config, "vision_config", None)):
+    text = layer_config(config.get_text_config(), 0)
+    for part in (text, layer_config(config.get_text_config(), -1), getattr(config, "vision_config", None)):
         for key, most in MOST.items():
             value = getattr(part, key, None)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
@@ -57,8 +58,9 @@ def check_config(name: str, config: Any, source: str) -> Any:
             + f" in its {source}",
             "fetch it again",
         )
-    family_of(config.model_type).check(config)
-    return config
+    family = family_of(config.model_type)
+    family.check(config)
+    return family.trimmed(config)
 
 
 def read_tokenizer(name: str, folder: Path, trust_remote_code: bool = False) -> Any:

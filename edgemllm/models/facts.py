@@ -43,9 +43,9 @@ def recorded(name: str) -> ModelFacts | None:
     if found is None:
         return None
     spec, shape = found["spec"], found["shape"]
-    linears = tuple(LinearShape(**each) for each in spec["linears"])
+    shapes = {part: tuple(LinearShape(**each) for each in spec[part]) for part in ("linears", "lookups")}
     vision = None if spec["vision"] is None else VisionSpec(**spec["vision"])
-    whole = {**spec, "linears": linears, "vision": vision, "not_quantised": tuple(spec["not_quantised"])}
+    whole = {**spec, **shapes, "vision": vision, "not_quantised": tuple(spec["not_quantised"])}
     layers = tuple(LayerSpec(**layer) for count, layer in shape["layers"] for _ in range(count))
     return ModelFacts(ModelSpec(**whole), Sizes(**found["sizes"]), CacheSpec(**{**shape, "layers": layers}))
 

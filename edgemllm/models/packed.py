@@ -17,7 +17,7 @@ from torch.nn import functional as F
 GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
 BLOCK = 64
-"""Rows that torch's operator packs together: what is missing in the last block is filled with zeros."""
+"""Rows that torch's operator packs together in 4 bits."""
 PART = 1 << 19
 """Values that are packed or unpacked at once: they stay in a processor's cache."""
 LOW = 0x0F0F0F0F0F0F0F0F
@@ -31,6 +31,8 @@ class PackedLinear(nn.Module):
     """A linear layer without its full weight; `few` rows at most are multiplied without unpacking."""
 
     few: ClassVar[int]
+    unit: ClassVar[int] = 1
+    """Rows that are packed together: what is missing in the last unit is filled with zeros."""
     weight: nn.Parameter
     scales: nn.Parameter
 
@@ -38,11 +40,20 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        parts = weight.detach().split(max(BLOCK, PART // self.in_features // BLOCK * BLOCK))
-        packed, scales = zip(*map(self.packed, parts), strict=True)
-        self.weight = nn.Parameter(torch.cat(packed), requires_grad=False)
-        self.scales = nn.Parameter(self.joined(scales), requires_grad=False)
+        self.weight, self.scales = (nn.Parameter(part, requires_grad=False) for part in self._packed_whole(weight.detach()))
         self.padded = self.weight.shape[0] > self.out_features
+
+    def _packed_whole(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a weight packed some rows at a time, which takes no more memory than the result, and its scales."""
+        step = max(BLOCK, PART // self.in_features // BLOCK * BLOCK)
+        whole, scales = weight.new_empty(0), []
+        for start in range(0, len(weight), step):
+            packed, scale = self.packed(weight[start : start + step])
+            if not start:
+                whole = packed.new_empty(len(weight) + -len(weight) % self.unit, *packed.shape[1:])
+            whole[start : start + step] = packed
+            scales.append(scale)
+        return whole, self.joined(tuple(scales))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., K) times the weight (N, K), in the type of x."""
@@ -94,6 +105,8 @@ class Int8Linear(PackedLinear):
         return torch.cat(scales)
 
     def product(self, rows: Tensor) -> Tensor:
+        if self.in_features % 16:  # torch's operator crashes there
+            return self.unpacked_product(rows)
         found: Tensor = ops._weight_int8pack_mm(rows, self.weight, self.scales)
         return found
 
@@ -105,6 +118,7 @@ class Int4Linear(PackedLinear):
     """4 bits, a scale and a zero point for every group of a row: value = (code - 8) * scale + zero."""
 
     few = 48
+    unit = BLOCK
 
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         weight = F.pad(weight.float(), (0, 0, 0, -len(weight) % BLOCK))
@@ -131,16 +145,23 @@ class Int4Linear(PackedLinear):
 
 
 class PackedEmbedding(nn.Module):
-    """An embedding table in 8 bits, one scale a row; what comes out has `dtype`."""
+    """An embedding table in 8 bits, one scale a row, or one for each of equal pieces of it; what comes out has `dtype`."""
 
     def __init__(self, table: nn.Embedding, rows: Int8Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.scales, self.dtype = rows.weight, rows.scales, dtype
+        self.pieces = len(rows.weight) // table.num_embeddings
+        """Rows of `weight` that make one of the table."""
         self.factor = float(getattr(table, "scalar_embed_scale", 1.0))
         """What Gemma multiplies its embeddings by."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the embeddings (..., E) of ids (...)."""
+        if self.pieces > 1:
+            return self._looked_up(ids[..., None] * self.pieces + torch.arange(self.pieces, device=ids.device)).flatten(-2)
+        return self._looked_up(ids)
+
+    def _looked_up(self, ids: Tensor) -> Tensor:
         found = F.embedding(ids, self.weight).to(self.dtype) * self.scales[ids][..., None].to(self.dtype)
         return found if self.factor == 1.0 else found * torch.tensor(self.factor, dtype=self.dtype)
 
@@ -152,7 +173,7 @@ def packed(linear: nn.Linear, quant: str) -> PackedLinear:
 
 
 def pack_embeddings(model: Any, dtype: torch.dtype) -> None:
-    """Pack a model's output head and embeddings in 8 bits, as one where they are tied.
+    """Pack a model's output head and embeddings in 8 bits, as one where they are tied; per-layer ones have a scale a layer.
 
     In 4 bits they cost SmolLM2-135M 7% of perplexity, in 8 nothing (docs/log.md).
     """
@@ -161,6 +182,11 @@ def pack_embeddings(model: Any, dtype: torch.dtype) -> None:
     made = Int8Linear(head.weight, head.bias)
     own = made if head.weight is table.weight else Int8Linear(table.weight)
     model.set_submodule(names[id(head)], made)
+    decoder = model.get_decoder()
+    other = getattr(decoder, "embed_tokens_per_layer", None)
+    if other is not None:
+        rows = other.weight.view(other.num_embeddings * decoder.config.num_hidden_layers, -1)
+        decoder.embed_tokens_per_layer = PackedEmbedding(other, Int8Linear(rows), dtype)
     model.set_submodule(names[id(table)], PackedEmbedding(table, own, dtype))
 
 

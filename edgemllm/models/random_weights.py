@@ -83,7 +83,7 @@ def _special(config: Any) -> dict[str, int]:
 
 def _template(config: Any) -> str:
     """Write what the real templates do: Qwen-VL wraps its media, Gemma 3 writes the token before a picture."""
-    if getattr(config, "boi_token_id", None) is not None:
+    if getattr(config, "boi_token_id", None) is not None and getattr(config, "video_token_id", None) is None:
         return TEMPLATE.replace("IMAGE", "<start_of_image>").replace("VIDEO", "")
     wrapped = getattr(config, "vision_start_token_id", None) is not None
     before, after = ("<vision>", "</vision>") if wrapped else ("", "")

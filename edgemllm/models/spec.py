@@ -106,6 +106,9 @@ class ModelSpec:
     stored_bytes: int | None = None
     """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
 
+    lookups: tuple[LinearShape, ...] = ()
+    """Embeddings of which a token reads one row in every layer (Gemma 4); quantised only where those of tokens are."""
+
     on_cpu: bool = False
     """Runs on a processor, where int8 and int4 are torch's packed weights, embeddings and output head included."""
 
@@ -122,7 +125,12 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         fixed = self.other_text_parameters + self.embedding_parameters + self.vision_parameters
-        return self.linear_parameters + fixed
+        return self.linear_parameters + sum(shape.parameters for shape in self.lookups) + fixed
+
+    @property
+    def lookup_width(self) -> int:
+        """Return the numbers that a token reads of `lookups`."""
+        return sum(shape.columns * shape.count for shape in self.lookups)
 
     def packs(self, quant: str) -> bool:
         """Return whether `quant` means torch's packed weights: no other device has 4 bits in this form."""
@@ -135,8 +143,11 @@ class ModelSpec:
 
     def head_bytes(self, rows: int, quant: str, dtype: str) -> int:
         """Return the bytes of `rows` rows of embeddings or output head: packed ones take 8 bits."""
+        return self._table_bytes(rows, self.hidden, quant, dtype)
+
+    def _table_bytes(self, rows: int, columns: int, quant: str, dtype: str) -> int:
         size = packed_bytes if self.packs(quant) else matrix_bytes
-        return size(rows, self.hidden, "int8" if self.packs(quant) else "none", dtype)
+        return size(rows, columns, "int8" if self.packs(quant) else "none", dtype)
 
     def weights_bytes(self, quant: str, dtype: str) -> int:
         """Return the bytes of all weights: the language model's linear layers shrink, and packed embeddings."""
@@ -144,12 +155,14 @@ class ModelSpec:
             return self.stored_bytes
         kept = self.other_text_parameters + self.vision_parameters
         embeddings = self.head_bytes(self.embedding_parameters // self.hidden, quant, dtype)
+        embeddings += sum(each.count * self._table_bytes(each.rows, each.columns, quant, dtype) for each in self.lookups)
         return self.linear_bytes(quant, dtype) + embeddings + kept * ITEM_BYTES[dtype]
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
         """Return the weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
         if self.stored_bytes is not None:
             unread = self.vision_parameters + self.embedding_parameters - self.vocab * self.hidden
+            unread += sum(shape.parameters for shape in self.lookups)
             return max(0, self.stored_bytes - unread * ITEM_BYTES[dtype])
         kept = self.other_text_parameters * ITEM_BYTES[dtype]
         return self.linear_bytes(quant, dtype) + self.head_bytes(self.vocab, quant, dtype) + kept
@@ -162,24 +175,26 @@ class ModelSpec:
         text = config.get_text_config(decoder=True)
         linears, other = _split(decoder)
         embeddings = _embeddings(model)
-        outside = sum(parameter.numel() for parameter in model.parameters()) - embeddings
-        heads, kv_heads, head_dim = head_shape(text)
+        lookups = _lookups(decoder)
+        counted = other + sum(shape.parameters for shape in (*linears, *lookups)) + embeddings
+        heads, kv_heads, head_dim = max(head_shape(layer_config(text, place)) for place in (0, -1))
         return cls(
             model_type=str(config.model_type),
             linears=linears,
             other_text_parameters=other,
             embedding_parameters=embeddings,
-            vision_parameters=outside - other - sum(shape.parameters for shape in linears),
+            vision_parameters=sum(parameter.numel() for parameter in model.parameters()) - counted,
             not_quantised=_outside(model, decoder),
             layers=int(text.num_hidden_layers),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
             hidden=int(text.hidden_size),
-            intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+            intermediate=_intermediate(text),
             vocab=int(text.vocab_size),
             max_position_embeddings=int(text.max_position_embeddings),
             vision=_vision(config),
+            lookups=lookups,
         )
 
 
@@ -202,6 +217,11 @@ def attention_layers(config: Any, axes: int = 1) -> tuple[LayerSpec, ...]:
         )
     full, sliding = LayerSpec("full", *shape), LayerSpec("sliding", *shape, window)
     return tuple(sliding if kind == "sliding_attention" and window else full for kind in kinds)
+
+
+def layer_config(text: Any, layer: int) -> Any:
+    """Return the configuration of one layer: the whole one, where all layers are alike."""
+    return text.per_layer_config[layer] if getattr(text, "is_heterogeneous", False) else text
 
 
 def head_shape(text: Any) -> tuple[int, int, int]:
@@ -246,6 +266,20 @@ def _embeddings(model: Any) -> int:
     return sum({id(weight): weight.numel() for weight in weights}.values())
 
 
+def _lookups(decoder: Any) -> tuple[LinearShape, ...]:
+    table = getattr(decoder, "embed_tokens_per_layer", None)
+    if table is None:
+        return ()
+    layers = int(decoder.config.num_hidden_layers)
+    return (LinearShape(table.num_embeddings, table.embedding_dim // layers, layers),)
+
+
+def _intermediate(text: Any) -> int:
+    """Return the width of the widest feed-forward network: of layers that share keys, Gemma 4 may double it."""
+    width = int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    return 2 * width if getattr(text, "use_double_wide_mlp", False) and text.num_kv_shared_layers else width
+
+
 def _outside(model: nn.Module, decoder: nn.Module) -> tuple[str, ...]:
     """Return the largest modules that hold linear layers but no part of the language model's blocks."""
     from torch import nn
@@ -265,9 +299,9 @@ def _vision(config: Any) -> VisionSpec | None:
     vision = getattr(config, "vision_config", None)
     if vision is None:
         return None
-    # In Qwen2-VL hidden_size is the language model's, embed_dim the tower's own.
-    hidden = int(getattr(vision, "embed_dim", None) or vision.hidden_size)
-    patch = _side(getattr(vision, "patch_size", 14))
+    # In Qwen2-VL hidden_size is the language model's, embed_dim the tower's own; Gemma 4 of 12B has no tower.
+    hidden = int(getattr(vision, "embed_dim", None) or getattr(vision, "mm_embed_dim", None) or vision.hidden_size)
+    patch = _side(getattr(vision, "model_patch_size", None) or getattr(vision, "patch_size", 14))
     image = getattr(vision, "image_size", None)
     channels = int(getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3)
     layers = int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 1)

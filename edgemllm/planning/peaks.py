@@ -54,7 +54,8 @@ def activation_bytes(spec: ModelSpec, quant: str, dtype: str, chunk: int, tokens
 def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratch: Scratch) -> tuple[int, int]:
     """Return (bytes at an empty cache, bytes for each cached token per layer).
 
-    Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product.
+    Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product, and
+    per-layer embeddings with what they are added to and made of.
     Per token seen by attention: its mask column, rotated key and the repeated key and value of grouped heads, and the
     weights that a policy watches; or, where it is more, what a compaction before takes. Once: the last row's logits in
     float32 and in dtype, and the scratch of quantised products: nf4 unpacks the largest matrix, int8 of bitsandbytes
@@ -62,7 +63,7 @@ def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratc
     """
     item = ITEM_BYTES[dtype]
     heads = spec.heads + 2 * spec.kv_heads
-    per_new = (4 * spec.hidden + 2 * heads * spec.head_dim + 3 * spec.intermediate) * item
+    per_new = (4 * spec.hidden + 2 * heads * spec.head_dim + 3 * spec.intermediate + 4 * spec.lookup_width) * item
     attention = chunk * item + (spec.kv_heads + 2 * spec.heads) * spec.head_dim * item
     attention += spec.heads * min(scratch.watched, chunk) * WEIGHT_BYTES
     compaction = 4 * scratch.compaction_copies * spec.kv_heads * spec.head_dim + spec.heads * scratch.window * WEIGHT_BYTES

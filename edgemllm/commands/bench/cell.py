@@ -26,6 +26,7 @@ from edgemllm.errors import EdgeError
 from edgemllm.launch import Request, out_of_memory
 from edgemllm.media.detail import Detail
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.models.packed import PackedEmbedding
 from edgemllm.session import Session
 
 WARM_TOKENS = 64
@@ -192,11 +193,10 @@ def random_ids(family: ModelFamily, count: int) -> list[int]:
 
 def read_bytes(family: ModelFamily) -> int:
     """Return the bytes of weights that a decoded token reads: all of the decoder and the head; of the embedding table a row."""
-    head = family.model.get_output_embeddings()
-    table = family.text_model.get_input_embeddings().weight
-    parameters = {id(each): each for each in (*family.text_model.parameters(), *head.parameters())}
-    if head.weight is not table:
-        del parameters[id(table)]
+    tables = [module for module in family.text_model.modules() if isinstance(module, torch.nn.Embedding | PackedEmbedding)]
+    looked_up = {id(each) for table in tables for each in table.parameters()}
+    parameters = {id(each): each for each in family.text_model.parameters() if id(each) not in looked_up}
+    parameters |= {id(each): each for each in family.model.get_output_embeddings().parameters()}
     return sum(each.numel() * each.element_size() for each in parameters.values())
 
 

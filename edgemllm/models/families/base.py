@@ -156,6 +156,11 @@ class ModelFamily:
                 )
 
     @classmethod
+    def trimmed(cls, config: Any) -> Any:
+        """Return the configuration without parts that this family never runs, which are then neither counted nor loaded."""
+        return config
+
+    @classmethod
     def sizes(cls, config: Any, detail: Detail = ANY) -> Sizes:
         """Return what pictures take, from the configuration alone. Raises UsageError for a `detail` that it does not offer.
 
@@ -214,10 +219,13 @@ class ModelFamily:
         """Return how images or video frames are prepared: a PixelSpec, or a PatchSpec for a tower of any resolution."""
         raise NotImplementedError
 
-    def upload(self, pixels: Tensor) -> Tensor:
-        """Move pixels to the model's device and dtype; through pinned memory on CUDA, so that nothing waits for the copy."""
+    def upload(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Move pixels to the model's device, and to `dtype` (None: the model's).
+
+        It goes through pinned memory on CUDA, so that nothing waits for the copy.
+        """
         pinned = pixels.pin_memory() if self.device.type == "cuda" else pixels
-        return pinned.to(self.device, non_blocking=True).to(self.dtype)
+        return pinned.to(self.device, non_blocking=True).to(dtype or self.dtype)
 
     def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
         """Join text and features (q, E), the latter seen at `time`, in one chunk."""

@@ -33,6 +33,9 @@ class Gemma3TextFamily(ModelFamily):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     attention: ClassVar[Any] = NAME
 
+    example: ClassVar[str] = "google/gemma-3-4b-it"
+    """A checkpoint that is supported, for errors."""
+
     def setup(self) -> None:
         rotary = self.text_model.rotary_emb
         self.rope = Rope(rotary, layer_type="full_attention")
@@ -42,10 +45,15 @@ class Gemma3TextFamily(ModelFamily):
     def check(cls, config: Any) -> None:
         super().check(config)
         text = config.get_text_config()
-        odd = [name for name in ("attn_logit_softcapping", "use_bidirectional_attention") if getattr(text, name, None)]
+        odd = cls.unknown(text)
         if odd or set(text.layer_types) != {"full_attention", "sliding_attention"}:
             what = ", ".join(odd) or "layers of one kind"
-            raise UsageError(f"{config.model_type} with {what} is not supported", "google/gemma-3-4b-it is")
+            raise UsageError(f"{config.model_type} with {what} is not supported", f"{cls.example} is")
+
+    @classmethod
+    def unknown(cls, text: Any) -> list[str]:
+        """Return what a text configuration asks for and is not offered."""
+        return [name for name in ("attn_logit_softcapping", "use_bidirectional_attention") if getattr(text, name, None)]
 
     @property
     def text_model(self) -> Any:
