@@ -47,6 +47,13 @@ class TimedArchived(Timed, ArchivedSession):
     """The same with an archive."""
 
 
+class ReadStream(Stream):
+    """A text that is read as `chat --text` reads it, so that it comes into an archive."""
+
+    def show(self, session: Session, first: int, last: int) -> None:
+        session.read_on("".join(self.haystack.items[first:last]))
+
+
 def measured(session: Session, stream: Stream, name: str, slots: str) -> dict[str, Any]:
     """Watch or read the whole stream, ask about everything, and count."""
     began, times = time.perf_counter(), vars(session).setdefault("times", [])  # shared by branches
@@ -113,7 +120,8 @@ def main() -> None:
             haystack = slide_haystack(seed, options.frames, options.facts, options.diverse, options.unseen)
             stream = Stream(family, haystack)
         else:
-            stream = Haystacks(family, Book(options.novel), options.tokens).stream(tuple(FORMS), "diverse", seed, options.facts)
+            haystacks = Haystacks(family, Book(options.novel), options.tokens)
+            stream = ReadStream(family, haystacks.stream(tuple(FORMS), "diverse", seed, options.facts).haystack)
         for name, slots, session in sessions(options, family):
             found = {"seed": seed, **measured(session, stream, name, slots)}
             print(json.dumps(found), flush=True)
