@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgemllm import policies
+from edgemllm.archive import resuming
 from edgemllm.errors import EdgeError, MissingError, UsageError, opening, shortened
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
@@ -64,6 +65,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         if clip is None
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
         "run": dict(run or {}),
+        "archive": resuming.state(session),
         "kv_budget": session.budget,
         "meter": dataclasses.asdict(session.meter),
         "layers": [values for _, values in states],
@@ -124,6 +126,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     header, tensors = _read(path, str(session.family.device))
     _check(session, header, path)
     _shares(session, header, path)
+    resuming.take_over(session, header.get("archive"), path)
     for number, (layer, values) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         layer.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, values)

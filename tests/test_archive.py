@@ -18,6 +18,7 @@ from command import run, start
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.index import Looks, fused, packed, unpacked
 from edgemllm.archive.passages import Passages
+from edgemllm.archive.pictures import encoded
 from edgemllm.archive.session import ArchivedSession
 from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import Stream, at_the_end
@@ -208,7 +209,7 @@ def test_a_frame_of_the_same_second_and_text_of_the_same_place_are_kept_once(kep
 
 def test_passages_are_the_whole_text_cut_at_sentences() -> None:
     text = "".join(f"The sailor told story {number}, and a longer one as well. " for number in range(100))
-    passages = Passages(1)
+    passages = Passages(1, 128)
     found: dict[int, dict[str, Any]] = {}
     for start_at in range(0, len(text), 700):
         piece = text[start_at : start_at + 700]
@@ -230,6 +231,74 @@ def test_keys_lead_to_their_place_and_ranks_are_fused() -> None:
         looks.add(keys[starts[30] :, 0], starts[30:] - starts[30])
         assert int(looks.scores().argmax()) == 17
     assert fused(["a", "b"], ["b", "c"])[0] == "b"
+
+
+def test_a_resumed_text_stream_continues_its_archive_and_an_older_copy_is_refused(tmp_path: Path) -> None:
+    text, state, path = tmp_path / "app.log", tmp_path / "app.edge", tmp_path / "a.db"
+    lines = "".join(f"Lamp {number} was lit by keeper {number % 7}.\n" for number in range(60))
+    options = (
+        "--text", str(text), "--timeout", "1s", "--kv-budget", "96", "--policy", "streaming-llm", "--max-tokens", "4",
+        "--save", str(state), "--resume", str(state), "--archive", str(path), "--jsonl",
+    )  # fmt: skip
+    text.write_text(lines)
+    done = run("stream", *options, "--at", "end Who lit lamp 3?")
+    assert done.returncode == 0, done.stderr
+    event = json.loads(next(line for line in done.stdout.splitlines() if '"answer"' in line))
+    assert event["recalled"][0][0] <= lines.index("Lamp 3 ") < event["recalled"][0][1]
+    older = path.read_bytes()
+    text.write_text(lines + lines.replace("Lamp", "Candle"))
+    done = run("stream", *options)
+    assert done.returncode == 0, done.stderr
+    archive = Archive(path, writing=False)
+    places = archive.within(1, 0, 10**9)
+    assert "".join(archive.text(place) for place in places) == text.read_text()
+    assert archive.matching("Candle 20")[0].line in range(78, 83)
+    archive.close()
+    path.write_bytes(older)
+    done = run("stream", *options)
+    assert done.returncode == 3
+    assert "older copy" in done.stderr
+    path.unlink()
+    done = run("stream", *options)
+    assert done.returncode == 2
+    assert "another one" in done.stderr
+
+
+def test_the_archive_command_lists_searches_exports_deletes_and_checks(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    archive = Archive(path)
+    medium = archive.medium("camera")
+    jpeg = encoded(np.zeros((90, 160, 3), np.uint8))
+    archive.add_frames(medium, [(float(second), jpeg, None) for second in range(100)])
+    passage = {"first": 0, "last": 20, "line": 3, "time": None, "text": "The lamp was lit.", "keys": None}
+    archive.add_passages(archive.medium("book.txt"), [passage])
+    archive.add_turn(12.0, "Who lit it?", "the keeper", [(1.0, 2.0)])
+    archive.close()
+    listed = run("archive", str(path)).stdout
+    assert "camera" in listed
+    assert "00:01:39" in listed
+    assert "Who lit it?  the keeper" in listed
+    found = json.loads(run("archive", str(path), "--json").stdout)
+    assert [each["frames"] for each in found["media"]] == [100, 0]
+    assert found["turns"][0]["recalled"] == [[1.0, 2.0]]
+    assert "line 3  book.txt  The lamp was lit." in run("archive", str(path), "--search", "lamps").stdout
+    run("archive", str(path), "--export", str(tmp_path / "out"), "--around", "00:00:50", "--source", "camera")
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert len(files) == 11
+    assert files[0] == "00-00-45.000.jpg"
+    unclear = run("archive", str(path), "--delete", "--start", "10", "--end", "19")
+    assert unclear.returncode == 2
+    assert "--source camera or book.txt" in unclear.stderr
+    run("archive", str(path), "--delete", "--start", "10", "--end", "19", "--source", "camera")
+    assert "90 frames" in run("archive", str(path), "--check").stdout
+    with path.open("r+b") as file:
+        file.seek(3 * 4096)
+        file.write(bytes(range(256)) * 64)
+    damaged = run("archive", str(path), "--check")
+    assert damaged.returncode == 3
+    assert damaged.stderr.count("error:") == 1
+    assert "damaged" in damaged.stderr
+    assert run("archive", str(tmp_path / "none.db")).returncode == 3
 
 
 def test_a_wrong_limit_or_share_is_refused(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ ELSEWHERE = {
     "edgemllm bench": "takes minutes to hours; the same options: test_bench.py::test_a_grid_beside_stock_as_json",
     "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --kv-budget 256": "a conversation: test_conversation.py",
     "edgemllm chat --text book.txt": "a book: test_text_in.py::test_chat_reads_texts_before_its_questions",
+    "edgemllm archive": "test_archive.py::test_the_archive_command_lists_searches_exports_deletes_and_checks",
+    "edgemllm chat --video day.mp4 --archive": "the next one",
     "edgemllm chat --video edgemllm/assets/demo/lecture.mp4 --policy edge --kv-budget 48 --archive": "test_archive.py::"
         "test_chat_says_and_reports_what_it_looked_at_again_and_another_run_knows_it_without_the_video",
     "edgemllm chat --archive lecture.db": "the same test",

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm.archive.database import Database
+from edgemllm.archive.thinning import thin
 from edgemllm.errors import EdgeError
-
-STRETCH = 256
-"""Frames that are thinned at once, and as many of the newest that never are."""
 
 BLOCK = 1024
 """Rows read at once when all keys are looked through."""
@@ -99,6 +97,7 @@ class Archive:
     def delete(self, medium: int, first: float, last: float) -> int:
         """Delete frames from second `first` to `last`, or the passages that these characters touch; returns how many."""
         sql = self.database.sql
+        sql.execute("PRAGMA secure_delete = ON")  # overwritten, not only forgotten
         with self.database.transaction():
             frames = sql.execute("DELETE FROM frames WHERE medium = ? AND time >= ? AND time <= ?", (medium, first, last))
             place = (medium, first, last)
@@ -121,34 +120,13 @@ class Archive:
 
     def _thin(self) -> None:
         """Make room where the archive is full: every other frame of the oldest stretch goes, of all equally thinned ones."""
-        if self.limit is None or not self.growing or self.database.nbytes <= self.limit:
+        limit = self.limit
+        if limit is None or not self.growing or self.database.nbytes <= limit:
             return
         if not self._full:
             self._full = True
-            self.say(f"archive full at {self.limit} bytes: from now on every other frame of its oldest stretch gives way")
-        self._write(self._drop)
-
-    def _drop(self) -> None:
-        """Drop every other frame of stretches until the archive fits; where there are no frames, the oldest passages."""
-        sql, limit = self.database.sql, self.limit or 0
-        while self.database.nbytes > limit:
-            spared = min(STRETCH, self.counts()["frames"] // 2)
-            row = sql.execute("SELECT id FROM frames ORDER BY id DESC LIMIT 1 OFFSET ?", (spared,)).fetchone()
-            rows = sql.execute(
-                "SELECT id FROM frames WHERE level = (SELECT min(level) FROM frames WHERE id <= :last) AND id <= :last "
-                "ORDER BY id LIMIT :count",
-                {"last": row[0] if row else 0, "count": STRETCH},
-            ).fetchall()
-            ids = [row[0] for row in rows]
-            gone = ids[1::2]
-            if not gone:
-                oldest = "SELECT id FROM passages ORDER BY id LIMIT ?"
-                if not sql.execute(f"DELETE FROM passages WHERE id IN ({oldest})", (STRETCH,)).rowcount:
-                    return
-                continue
-            marks = ",".join("?" * len(gone))
-            sql.execute(f"DELETE FROM frames WHERE id IN ({marks})", gone)
-            sql.executemany("UPDATE frames SET level = level + 1 WHERE id = ?", [(row,) for row in ids[::2]])
+            self.say(f"archive full at {limit} bytes: from now on every other frame of its oldest stretch gives way")
+        self._write(lambda: thin(self.database, limit))
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -217,6 +195,43 @@ class Archive:
         with self.database.reading() as sql:
             row = sql.execute("SELECT text FROM passages WHERE id = ?", (place.id,)).fetchone()
         return str(row[0]) if row else ""
+
+    @property
+    def identity(self) -> str:
+        """Return what no other archive has."""
+        return self.database.about["id"]
+
+    def written(self) -> int:
+        """Return how many frames and passages were ever written."""
+        with self.database.reading() as sql:
+            return int(sql.execute("SELECT ifnull(sum(seq), 0) FROM sqlite_sequence").fetchone()[0])
+
+    def within(self, medium: int, first: float, last: float) -> list[Place]:
+        """Return the frames from second `first` to `last`, or the passages that these characters touch, in their order."""
+        frames = "SELECT id, medium, time, time, 0, 0 FROM frames WHERE medium = ? AND time >= ? AND time <= ? ORDER BY time"
+        texts = (
+            "SELECT id, medium, first, last, 1, line FROM passages WHERE medium = ? AND last > ? AND first <= ? ORDER BY first"
+        )
+        with self.database.reading() as sql:
+            return [_place(row) for query in (frames, texts) for row in sql.execute(query, (medium, first, last))]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return for each video or text its name, and how much of it there is, from where to where."""
+        query = (
+            "SELECT name, count(time), ifnull(min(time), 0), ifnull(max(time), 0), "
+            "(SELECT count(*) FROM passages p WHERE p.medium = m.id), "
+            "(SELECT ifnull(sum(length(text)), 0) FROM passages p WHERE p.medium = m.id) "
+            "FROM media m LEFT JOIN frames f ON f.medium = m.id GROUP BY m.id ORDER BY m.id"
+        )
+        names = ("name", "frames", "first_s", "last_s", "passages", "characters")
+        with self.database.reading() as sql:
+            return [dict(zip(names, row, strict=True)) for row in sql.execute(query)]
+
+    def turns(self) -> list[dict[str, Any]]:
+        """Return what was asked and answered, with what was looked at again."""
+        with self.database.reading() as sql:
+            rows = sql.execute("SELECT time, question, answer, looked FROM turns ORDER BY id").fetchall()
+        return [{"time": row[0], "question": row[1], "answer": row[2], "recalled": json.loads(row[3])} for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Return how many frames, passages and turns there are."""

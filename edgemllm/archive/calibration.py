@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.heads import Finders, find_pictures, find_words
 from edgemllm.errors import UsageError
@@ -9,8 +11,16 @@ from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.weights import fingerprint
 
 
-def finders_of(family: ModelFamily, archive: Archive) -> tuple[Finders | None, Finders]:
-    """Return the heads that find pictures (None for a model without video) and words.
+@dataclass(frozen=True)
+class FoundOut:
+    """The heads that find pictures (None: the model takes no video) and words."""
+
+    pictures: Finders | None
+    words: Finders
+
+
+def finders_of(family: ModelFamily, archive: Archive) -> FoundOut:
+    """Return the heads that find things in this archive.
 
     Raises UsageError where the archive is of another model: its keys mean nothing to this one.
     """
@@ -22,10 +32,10 @@ def finders_of(family: ModelFamily, archive: Archive) -> tuple[Finders | None, F
             f"archive {archive.path} was made with {about['model']} of other weights or precision than {family.name} has here",
             "the --model, --quant and --dtype it was made with, or another --archive",
         )
-    return Finders.of_json(about["pictures"]) if about["pictures"] else None, Finders.of_json(about["words"])
+    return FoundOut(Finders.of_json(about["pictures"]) if about["pictures"] else None, Finders.of_json(about["words"]))
 
 
-def calibrate(family: ModelFamily, archive: Archive) -> tuple[Finders | None, Finders]:
+def calibrate(family: ModelFamily, archive: Archive) -> FoundOut:
     """Try out which heads find things, write it into a new archive, and say how well it works."""
     pictures, words = find_pictures(family), find_words(family)
     archive.database.about = {
@@ -34,4 +44,4 @@ def calibrate(family: ModelFamily, archive: Archive) -> tuple[Finders | None, Fi
     }  # fmt: skip
     lines = [pictures.line("pictures")] if pictures else []
     archive.say("; ".join([*lines, words.line("passages")]))
-    return pictures, words
+    return FoundOut(pictures, words)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from edgemllm.archive.archive import Archive, Place
-from edgemllm.archive.heads import Finders
+from edgemllm.archive.calibration import FoundOut
+from edgemllm.archive.heads import Finders, queries_of
 from edgemllm.archive.index import Array, Looks, fused, unpacked
+from edgemllm.models.families.base import ModelFamily
 
 APART_S = 3.0
 """Frames nearer to a better one than this show the same moment."""
@@ -49,10 +51,15 @@ def _apart(places: Iterable[Place]) -> Iterator[Place]:
             return
 
 
-def of_words(archive: Archive, finders: Finders, question: str, queries: Sequence[Array]) -> list[Place]:
-    """Return passages by their words and by their keys, the best first."""
-    by_keys = ranked(archive.passage_blocks(), finders, queries, peak=False)
-    return fused(archive.matching(question, MOMENTS), by_keys)
+def best(archive: Archive, family: ModelFamily, finders: FoundOut, question: str) -> list[Place]:
+    """Return what a question leads to, the best first: frames by their keys, passages by their words and by keys."""
+    frames: list[Place] = []
+    if finders.pictures is not None:
+        queries = queries_of(family, finders.pictures.heads, question)
+        frames = ranked(archive.frame_blocks(), finders.pictures, queries, peak=True)
+    queries = queries_of(family, finders.words.heads, question)
+    by_keys = ranked(archive.passage_blocks(), finders.words, queries, peak=False)
+    return fused(frames, fused(archive.matching(question, MOMENTS), by_keys))
 
 
 def within(archive: Archive, best: Sequence[Place], room: int, cost: Callable[[Place], int]) -> list[Place]:

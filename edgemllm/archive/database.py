@@ -18,15 +18,15 @@ SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE media (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL);
 CREATE TABLE frames (
-    id INTEGER PRIMARY KEY, medium INTEGER NOT NULL, time REAL NOT NULL, keys BLOB,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, medium INTEGER NOT NULL, time REAL NOT NULL, keys BLOB,
     level INTEGER NOT NULL DEFAULT 0, UNIQUE (medium, time)
 );
 CREATE INDEX frames_by_level ON frames (level, id);
 CREATE TABLE pictures (id INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 CREATE TRIGGER frames_deleted AFTER DELETE ON frames BEGIN DELETE FROM pictures WHERE id = old.id; END;
 CREATE TABLE passages (
-    id INTEGER PRIMARY KEY, medium INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, line INTEGER, time REAL,
-    text TEXT NOT NULL, keys BLOB
+    id INTEGER PRIMARY KEY AUTOINCREMENT, medium INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+    line INTEGER, time REAL, text TEXT NOT NULL, keys BLOB
 );
 CREATE INDEX passages_by_place ON passages (medium, first);
 CREATE VIRTUAL TABLE words USING fts5(text, content='passages', content_rowid='id', tokenize='porter unicode61');

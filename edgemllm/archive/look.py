@@ -35,7 +35,7 @@ class Look:
         """Return a clause that ends the note below an answer; empty where nothing was looked at."""
         if not self.places:
             return ""
-        return f"; looked again at {', '.join(map(_named, parts(self.places)))} ({self.tokens} tokens, {self.ms:.0f} ms)"
+        return f"; looked again at {', '.join(map(named, parts(self.places)))} ({self.tokens} tokens, {self.ms:.0f} ms)"
 
 
 def parts(places: Sequence[Place]) -> list[list[Place]]:
@@ -51,7 +51,8 @@ def parts(places: Sequence[Place]) -> list[list[Place]]:
     return found
 
 
-def _named(part: Sequence[Place]) -> str:
+def named(part: Sequence[Place]) -> str:
+    """Return where a part is: times, or lines."""
     first, last = part[0], part[-1]
     if first.words:
         return f"line {first.line:,}" if first.line == last.line else f"lines {first.line:,}-{last.line:,}"

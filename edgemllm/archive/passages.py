@@ -10,18 +10,32 @@ import numpy as np
 
 from edgemllm.archive.index import Array, packed
 
-TOKENS = 64
-"""Of a passage, at most half as many again: a sentence is cut only where it is longer."""
+LEAST, MOST = 16, 64
+"""Tokens of a passage, and at most half as many again: a sentence is cut only where it is longer."""
 
 END = re.compile(r"[.!?][\"'”’)]*(?=\s)|\n+")
 
 
 class Passages:
-    """Cuts one text; `offset` and `line` say where its next character is."""
+    """Cuts one text; `offset` and `line` say where its next character is.
 
-    def __init__(self, medium: int, offset: int = 0, line: int = 1) -> None:
-        self.medium, self.offset, self.line = medium, offset, line
+    Two passages are to fit into the `room` for a second look.
+    """
+
+    def __init__(self, medium: int, room: int, offset: int = 0, line: int = 1) -> None:
+        self.medium, self.room, self.offset, self.line = medium, room, offset, line
+        self.size = min(max(room // 2, LEAST), MOST)
         self._text, self._ends, self._keys = "", np.zeros(0, int), np.zeros((0, 0, 0), np.float32)
+
+    @property
+    def place(self) -> dict[str, int]:
+        """Return where what comes next begins: the arguments that continue there."""
+        return {
+            "medium": self.medium,
+            "room": self.room,
+            "offset": self.offset + len(self._text),
+            "line": self.line + self._text.count("\n"),
+        }
 
     def add(self, text: str, sizes: Sequence[int], keys: Array) -> list[dict[str, Any]]:
         """Take in text, the bytes of its tokens and their keys (n, heads, D); return the passages to keep.
@@ -34,7 +48,7 @@ class Passages:
         return list(self._cut())
 
     def _cut(self) -> Iterator[dict[str, Any]]:
-        while len(self._ends) > TOKENS + TOKENS // 2:
+        while len(self._ends) > self.size + self.size // 2:
             count = self._sentences()
             yield self._passage(count)
             self._drop(count)
@@ -42,12 +56,12 @@ class Passages:
             yield self._passage(len(self._ends))
 
     def _sentences(self) -> int:
-        """Return how many tokens the next passage has: to the last end of a sentence that leaves it near TOKENS."""
+        """Return how many tokens the next passage has: to the last end of a sentence that leaves it near its size."""
         raw = self._text.encode()
-        low, high = (int(self._ends[count - 1]) for count in (TOKENS // 2, TOKENS + TOKENS // 4))
+        low, high = (int(self._ends[count - 1]) for count in (self.size // 2, self.size + self.size // 4))
         ends = [low + len(found) for found in self._found(raw[low:high].decode("utf-8", "ignore"))]
         if not ends:
-            return TOKENS
+            return self.size
         return int(np.searchsorted(self._ends, ends[-1], side="left")) + 1
 
     @staticmethod

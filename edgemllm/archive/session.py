@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -12,9 +15,8 @@ from torch import Tensor
 from edgemllm.archive import choice
 from edgemllm.archive.archive import Archive, Place
 from edgemllm.archive.calibration import finders_of
-from edgemllm.archive.heads import queries_of
 from edgemllm.archive.held import Held
-from edgemllm.archive.index import Array, fused
+from edgemllm.archive.index import Array
 from edgemllm.archive.look import Look, parts
 from edgemllm.archive.notes import Notes
 from edgemllm.archive.passages import Passages
@@ -49,7 +51,7 @@ class ArchivedSession(Session):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._pictures, self._words = finders_of(self.family, self.archive)
+        self._finders = finders_of(self.family, self.archive)
         self._earlier = any(self.archive.counts().values())
         self._notes: Notes | None = None
         self._passages: Passages | None = None
@@ -66,26 +68,42 @@ class ArchivedSession(Session):
             yield hidden
 
     def see(self, frames: Sequence[Frame], interval: float | None = None) -> None:
-        self._notes = notes = Notes(self._pictures.heads if self._pictures else ())
+        self._notes = notes = Notes(self._finders.pictures.heads if self._finders.pictures else ())
         super().see(frames, interval)
         self._notes, self._video = None, self.archive.medium(self.source)
         self.archive.add_frames(self._video, [(each.time, encoded(each.pixels), notes.of_frame(each.time)) for each in frames])
 
     def read_on(self, piece: str, begin: bool = False) -> None:
-        if begin or self.context is None or self._passages is None:
-            self._passages = Passages(self.archive.medium(self.source), line=self.meter.lines + 1)
+        if begin or self._passages is None:  # a question ends the turn, not the text
+            self._passages = Passages(self._text_number(), self._room, line=self.meter.lines + 1)
         self._sizes: list[int] = []
         self._keys: list[Array] = []
         super().read_on(piece, begin)
         if self._keys:
             self.archive.add_passages(self._passages.medium, self._passages.add(piece, self._sizes, np.concatenate(self._keys)))
 
+    def _text_number(self) -> int:
+        """Return the number of the text that begins: of one that cannot be read twice another than it had before."""
+        known, name = set(self.archive.media().values()), self.source
+        if not Path(name).is_file() and name in known:
+            name = next(f"{name} ({number})" for number in itertools.count(2) if f"{name} ({number})" not in known)
+        return self.archive.medium(name)
+
     def _take(self, tokens: Sequence[Token]) -> None:
-        self._notes = notes = Notes(self._words.heads)
+        self._notes = notes = Notes(self._finders.words.heads)
         super()._take(tokens)
         self._notes = None
         self._sizes += [size for _, size, _ in tokens]
         self._keys += notes.keys
+
+    def reading(self) -> dict[str, Any] | None:
+        """Return where the running text is in its archive: what `continue_reading` takes."""
+        return self._passages.place if self._passages else None
+
+    def continue_reading(self, place: Mapping[str, Any] | None) -> None:
+        """Continue a text after the place that `reading` gave in an earlier run; what cannot be read twice begins anew."""
+        again = place is not None and Path(self.archive.media()[place["medium"]]).is_file()
+        self._passages = Passages(**place) if place and again else None
 
     def clear(self) -> None:
         super().clear()
@@ -128,16 +146,18 @@ class ArchivedSession(Session):
 
     def _chosen(self, question: str) -> list[Place]:
         """Return what to look at, in the order of time; of frames the newest too, so that the last one is what is there now."""
-        archive, room = self.archive, UNBOUNDED_ROOM if self.budget is None else int(self.share * self.budget)
-        pictures = self._pictures and choice.ranked(
-            archive.frame_blocks(), self._pictures, queries_of(self.family, self._pictures.heads, question), peak=True
-        )
-        words = choice.of_words(archive, self._words, question, queries_of(self.family, self._words.heads, question))
-        best = fused(pictures or [], words)
-        newest = archive.newest(self._video, 1) if self._video and pictures else []
-        left = room - sum(map(self._cost, newest))
+        archive = self.archive
+        best = choice.best(archive, self.family, self._finders, question)
+        shown = any(not place.words for place in best)
+        newest = archive.newest(self._video, 1) if self._video and shown else []
+        left = self._room - sum(map(self._cost, newest))
         chosen = [place for place in choice.within(archive, best, left, self._cost) if place not in newest]
         return [*(place for place in chosen if not place.words), *newest, *(place for place in chosen if place.words)]
+
+    @property
+    def _room(self) -> int:
+        """Return how many tokens are looked at again."""
+        return UNBOUNDED_ROOM if self.budget is None else int(self.share * self.budget)
 
     def _frame_tokens(self) -> int:
         return self.family.sizes(self.family.model.config, self.family.detail).frame_tokens

@@ -43,6 +43,7 @@ EXAMPLES = {
     "policies": ("", "inf-mllm", "--json"),
     "profiles": ("", "orin-nano-8gb", "--json"),
     "models": ("", "qwen2.5-vl-3b", "--json"),
+    "archive": ("lecture.db", "lecture.db --export frames --around 00:01:49"),
     "doctor": ("", "--json"),
 }
 """What to type after the name of a command, for its help page."""

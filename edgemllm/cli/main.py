@@ -167,7 +167,21 @@ def _standard_streams() -> None:
 
 
 def _register() -> None:
-    from edgemllm.cli import batch, bench, catalogue, chat, doctor, inspect, models, perplexity, plan, recall, serve, stream
+    from edgemllm.cli import (
+        archive,
+        batch,
+        bench,
+        catalogue,
+        chat,
+        doctor,
+        inspect,
+        models,
+        perplexity,
+        plan,
+        recall,
+        serve,
+        stream,
+    )
     from edgemllm.cli.help import Command
 
     app.command(cls=Command)(chat.chat)
@@ -182,6 +196,7 @@ def _register() -> None:
     app.command(cls=Command)(catalogue.policies)
     app.command(cls=Command)(models.models)
     app.command(cls=Command)(catalogue.profiles)
+    app.command(cls=Command)(archive.archive)
     app.command(cls=Command)(doctor.doctor)
 
 

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from edgemllm.commands.options import MEMORY, option
+from edgemllm.commands.options import MEDIA, MEMORY, option
+from edgemllm.errors import UsageError
+from edgemllm.units import parse_time
+
+AROUND_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,26 @@ class ArchiveOptions:
             max=0.5,
         ),
     ] = 0.25
+
+
+@dataclass(frozen=True)
+class SpanOptions:
+    """A part of what an archive holds."""
+
+    start: Annotated[str | None, option("--start", help="The span begins at this time, or character.", panel=MEDIA)] = None
+    end: Annotated[str | None, option("--end", help="The span ends at this time, or character.", panel=MEDIA)] = None
+    around: Annotated[str | None, option("--around", help="The span is five seconds to both sides.", panel=MEDIA)] = None
+    source: Annotated[str | None, option("--source", help="Which video or text, where there are several.", panel=MEDIA)] = None
+
+    def seconds(self) -> tuple[float, float]:
+        """Return first and last second (or character). Raises UsageError where nothing was said: everything is never meant."""
+        if self.around is not None and self.start is self.end is None:
+            middle = parse_time(self.around)
+            return middle - AROUND_S, middle + AROUND_S
+        if self.around is not None or (self.start is None and self.end is None):
+            raise UsageError("which span?", "--around 00:12:30, or --start 00:12:00 --end 00:13:00")
+        first = parse_time(self.start) if self.start else 0.0
+        last = parse_time(self.end) if self.end else float("inf")
+        if last < first:
+            raise UsageError(f"the span ends at {self.end}, before it begins at {self.start}", "--start before --end")
+        return first, last
