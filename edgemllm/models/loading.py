@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgemllm.choices import ITEM_BYTES, packs
 from edgemllm.device.heap import keep_heap, release_freed_pages
-from edgemllm.errors import MissingError, UsageError
+from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
-from edgemllm.models import hub, shipped
+from edgemllm.models import hub, prequantised, shipped
 from edgemllm.models.configuration import read_config, read_tokenizer
 from edgemllm.models.facts import ModelFacts
 from edgemllm.models.families import family_of
@@ -31,8 +31,6 @@ from edgemllm.models.weights import check_complete
 __all__ = ["DEMO", "Checkpoint", "load", "locate"]
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
-NEEDS = {"awq": "gptqmodel", "gptq": "optimum gptqmodel", "bitsandbytes": "bitsandbytes"}
-"""Packages without which transformers cannot read a checkpoint that was quantised beforehand."""
 HEAP_BYTES = 256 << 20
 """Freed memory that a process keeps for its next steps, once a model is loaded."""
 
@@ -63,11 +61,9 @@ class Checkpoint:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """Its sizes; what was quantised beforehand takes the bytes of its files."""
+        """Its sizes, as it will lie in memory."""
         spec = ModelSpec.from_config(self.config)
-        if not self.prequantised_with or self.folder is None:
-            return spec
-        return replace(spec, stored_bytes=sum(path.stat().st_size for path in self.folder.glob("*.safetensors")))
+        return spec if self.folder is None else prequantised.sized(spec, self.config, self.folder)
 
     def facts(self, detail: Detail = ANY) -> ModelFacts:
         """Return what planning has to know of it. Raises UsageError for a `detail` or layers that are not offered."""
@@ -91,7 +87,9 @@ def locate(
         return Checkpoint(name, None, config_of(name, header), header)
     folder = DEMO if name == "demo" else hub.find(shipped.full_name(name, say), offline, say)
     hub.check_files(name, folder)
-    return Checkpoint(name, folder, read_config(name, folder, trust_remote_code))
+    config = read_config(name, folder, trust_remote_code)
+    prequantised.check(name, config)
+    return Checkpoint(name, folder, config)
 
 
 def _follow_verbosity() -> None:
@@ -141,18 +139,16 @@ def _read(
     checkpoint: Checkpoint, family: type[ModelFamily], auto: Any, quant: str, dtype: Any, device: str, trust_remote_code: bool
 ) -> Any:
     """Return the model of a folder in transformers format. Raises MissingError, and UsageError for a method not installed."""
-    import torch
-
-    options: dict[str, Any] = {}
+    prequantised.require_packages(checkpoint.name, checkpoint.config)
+    options: dict[str, Any] = {"config": checkpoint.config}
     packed = packs(quant, device)
     if quant != "none" and not packed:
         options["quantization_config"] = recipe(quant, dtype, checkpoint.config)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), prequantised.reading(checkpoint.config, device) as more:
         warnings.simplefilter("ignore", FutureWarning)
         try:
             model, info = auto.from_pretrained(
                 checkpoint.folder,
-                config=checkpoint.config,
                 dtype="auto" if packed else dtype,  # as it is stored, weights stay in the mapped file until they are packed
                 device_map={"": device},  # never auto: on unified memory it would put layers on "the CPU", or on disk
                 use_safetensors=True,
@@ -161,23 +157,32 @@ def _read(
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported and refused below
-                **options,
+                **{**options, **more},
             )
-        except ImportError as error:
-            method = checkpoint.prequantised_with
-            raise UsageError(
-                f"model {checkpoint.name} is quantised with {method}, and its package is not installed here",
-                f"pip install {NEEDS.get(method, method)}, or an unquantised checkpoint with --quant nf4",
-            ) from error
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+        except Exception as error:
+            refusal = _unreadable(checkpoint, error)
+            if refusal is None:
                 raise
-            reason = str(error).splitlines()[0]
-            raise MissingError(f"model {checkpoint.name}: weights cannot be read: {reason}", "fetch it again") from error
+            raise refusal from error
     check_complete(checkpoint.name, model, info)
     if packed:
         pack(model, quant, dtype)
     return model
+
+
+def _unreadable(checkpoint: Checkpoint, error: Exception) -> EdgeError | None:
+    """Return what an error of transformers' loading means for a user; None for memory, and for what is a fault of ours."""
+    from torch import OutOfMemoryError
+
+    reason, method = (str(error) or type(error).__name__).splitlines()[0], checkpoint.prequantised_with
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return None
+    if method:
+        words = f"model {checkpoint.name}: its weights in {method} cannot be read here: {reason}"
+        return UsageError(words, "a checkpoint in 16 bits, and --quant")
+    if isinstance(error, OSError | RuntimeError):
+        return MissingError(f"model {checkpoint.name}: weights cannot be read: {reason}", "fetch it again")
+    return None
 
 
 def _load_gguf(

@@ -20,6 +20,8 @@ BLOCK = 64
 """Values that share a scale in nf4."""
 SLICE = 1 << 16
 """Values that are quantised at once: whole blocks."""
+UNPACKED = ("fp8", "compressed-tensors")
+"""Methods of ready-made checkpoints whose weights are unpacked while they are read: in memory they are not quantised."""
 NF4 = {"quant_type": "nf4", "compress_statistics": True}
 
 
@@ -43,10 +45,10 @@ def method_of(config: Any) -> str:
 
 
 def stored_as(config: Any) -> str:
-    """Return the quantisation a checkpoint has already: nf4 or int8 where bitsandbytes made it, else its method; or nothing."""
+    """Return what a ready-made checkpoint is in memory: nf4 or int8 of bitsandbytes, its method, or nothing."""
     method = method_of(config)
     if method != "bitsandbytes":
-        return method
+        return "" if method in UNPACKED else method
     found = config.quantization_config
     four = found.get("load_in_4bit") if isinstance(found, dict) else found.load_in_4bit
     return "nf4" if four else "int8"

@@ -104,7 +104,7 @@ class ModelSpec:
     max_position_embeddings: int
     vision: VisionSpec | None = None
     stored_bytes: int | None = None
-    """All weights as they lie on disk, for a checkpoint that was quantised beforehand."""
+    """The language model's linear layers as they lie on disk, of a checkpoint that was quantised beforehand."""
 
     lookups: tuple[LinearShape, ...] = ()
     """Embeddings of which a token reads one row in every layer (Gemma 4); quantised only where those of tokens are."""
@@ -134,10 +134,12 @@ class ModelSpec:
 
     def packs(self, quant: str) -> bool:
         """Return whether `quant` means torch's packed weights: no other device has 4 bits in this form."""
-        return quant == "int4" or (self.on_cpu and quant in PACKED)
+        return self.stored_bytes is None and bool(self.linears) and (quant == "int4" or (self.on_cpu and quant in PACKED))
 
     def linear_bytes(self, quant: str, dtype: str) -> int:
-        """Return the bytes of all quantisable weights under `quant`."""
+        """Return the bytes of all quantisable weights under `quant`, or of those that already are."""
+        if self.stored_bytes is not None:
+            return self.stored_bytes
         size = packed_bytes if self.packs(quant) else matrix_bytes
         return sum(shape.count * size(shape.rows, shape.columns, quant, dtype) for shape in self.linears)
 
@@ -151,8 +153,6 @@ class ModelSpec:
 
     def weights_bytes(self, quant: str, dtype: str) -> int:
         """Return the bytes of all weights: the language model's linear layers shrink, and packed embeddings."""
-        if self.stored_bytes is not None:
-            return self.stored_bytes
         kept = self.other_text_parameters + self.vision_parameters
         embeddings = self.head_bytes(self.embedding_parameters // self.hidden, quant, dtype)
         embeddings += sum(each.count * self._table_bytes(each.rows, each.columns, quant, dtype) for each in self.lookups)
@@ -160,10 +160,6 @@ class ModelSpec:
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
         """Return the weight bytes that one decoded token reads: the language model and its output head, no vision tower."""
-        if self.stored_bytes is not None:
-            unread = self.vision_parameters + self.embedding_parameters - self.vocab * self.hidden
-            unread += sum(shape.parameters for shape in self.lookups)
-            return max(0, self.stored_bytes - unread * ITEM_BYTES[dtype])
         kept = self.other_text_parameters * ITEM_BYTES[dtype]
         return self.linear_bytes(quant, dtype) + self.head_bytes(self.vocab, quant, dtype) + kept
 

@@ -63,7 +63,7 @@ def _of_other_shapes(model: Any) -> list[tuple[str, torch.Size, torch.Size]]:
 def not_finite(name: str, model: Any) -> EdgeError:
     """Return the error for a model that computes what is not a number: due to its weights, which are searched, or its dtype."""
     for key, tensor in model.state_dict().items():
-        if not _finite(tensor):
+        if not all(map(_finite, _parts(tensor))):
             return MissingError(f"model {name}: tensor {key} has values that are not finite numbers", "fetch it again")
     dtype = str(model.dtype).removeprefix("torch.")
     if dtype != "float16":
@@ -71,17 +71,24 @@ def not_finite(name: str, model: Any) -> EdgeError:
     return UsageError(f"model {name} overflows in float16", "--dtype bfloat16 or float32")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fingerprint(model: Any) -> str:
     """Hash a sample of every tensor, wherever it lies and however it is stored; reads kilobytes."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
-        if torch.is_tensor(tensor):
-            values = tensor.reshape(-1)
+        for part in _parts(tensor):
+            values = part.reshape(-1)
             chosen = values[:: max(1, -(-len(values) // SAMPLE))]
-            digest.update(f"{key} {_shape(tensor.shape)}".encode())
+            digest.update(f"{key} {_shape(part.shape)}".encode())
             digest.update(chosen.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _parts(tensor: Any) -> list[torch.Tensor]:
+    """Return the plain tensors of an entry of a state: torchao's weights are made of several."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+    return [tensor] if torch.is_tensor(tensor) else []
 
 
 def _finite(tensor: Any) -> bool:
