@@ -39,7 +39,7 @@ def test_two_workers_answer_as_one_process_does_and_nothing_is_lost_with_a_worke
     words = ("batch", str(tmp_path / "clips"), str(tmp_path / "gone.avi"), "--ask", QUESTION, "--max-tokens", "12", "-o")
     assert run(*words, str(tmp_path / "here.jsonl")).returncode == 3
     there = tmp_path / "there.jsonl"
-    running = start(*words, str(there), "--ray", "--workers", "2")
+    running = start(*words, str(there), "--ray", "--workers", "2", RAY_worker_niceness="0")
     running.wait_for("2 workers on Ray")
     while not (there.exists() and there.read_text()):
         assert running.process.is_alive(), running.stderr

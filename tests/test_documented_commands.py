@@ -70,6 +70,9 @@ ELSEWHERE = {
     "edgemllm serve": "runs until it is ended: test_serve.py::test_a_video_is_answered_as_by_the_command_line",
     "edgemllm stream --text app.log": "grows: test_text_in.py::test_a_text_stream_continues_where_it_was_saved",
     "edgemllm stream rtsp://camera/live": "a camera: test_stream.py::test_a_camera_is_watched_across_a_gap_and_the_gap_is_told",
+    "python -m edgemllm.harness": "needs lm-eval: test_harness.py::test_lm_eval_reports_what_the_model_says_of_each_token",
+    "python -m lmms_eval": "needs lmms-eval, a model and a data set: "
+        "test_harness.py::test_lmms_eval_watches_as_chat_does_and_rounds_continue_in_one_cache",
     "pip install": "needs a network",
     "python -m lab.measure": "measures for hours: test_architecture.py::test_lab_modules_that_are_named_as_commands_exist",
     "scripts/parity": "needs a network for kvpress",
