@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from edgemllm.commands.recall import slides
+from edgemllm.media import slides
 
 
 def write_clip(path: Path, *facts: slides.Fact, seconds: int = 2) -> Path:

@@ -25,9 +25,9 @@ from edgemllm.batch.seats import Seats, seats
 from edgemllm.batch.weights import fingerprint
 from edgemllm.batch.work import Work
 from edgemllm.cli.batch import _addressed
-from edgemllm.commands.recall import slides
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
 from edgemllm.launch import Request
+from edgemllm.media import slides
 
 QUESTION = "What is on the screen now?"
 
