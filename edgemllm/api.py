@@ -20,6 +20,7 @@ def open(
     settings: Mapping[str, object] | None = None,
     kv_budget: str | int = "auto",
     quant: str = "auto",
+    kv_bits: str | int = "auto",
     dtype: str = "auto",
     device: str = "auto",
     chunk: int | None = None,
@@ -45,6 +46,7 @@ def request(
     *,
     settings: Mapping[str, object] | None = None,
     kv_budget: str | int = "auto",
+    kv_bits: str | int = "auto",
     max_pixels: int | None = None,
     tokens_per_frame: int | None = None,
     **fields: object,
@@ -54,6 +56,7 @@ def request(
         model=model,
         settings=[f"{key}={value}" for key, value in (settings or {}).items()],
         kv_budget=str(kv_budget),
+        kv_bits=str(kv_bits),
         detail=Detail(max_pixels, tokens_per_frame),
         **fields,  # type: ignore[arg-type]
     )

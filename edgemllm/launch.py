@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgemllm import policies
+from edgemllm.cache.bits import KVBits
 from edgemllm.cache.focus import room
 from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS, packs
 from edgemllm.device import detect, memory
@@ -50,6 +51,7 @@ class Request:
     kv_budget: str = "auto"
     quant: str = "auto"
     dtype: str = "auto"
+    kv_bits: str = "auto"
     device: str = "auto"
     chunk: int | None = None
     offline: bool = False
@@ -82,6 +84,9 @@ class Decision:
 
     budget: int | None
     """Tokens a layer; None: the cache grows."""
+
+    bits: KVBits
+    """Of keys and values."""
 
     plan: Plan
     memory: memory.Memory
@@ -133,7 +138,7 @@ class Launch(Decision):
                     self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
                 )
         session: Session
-        session = (make or Session)(family, self.policy, self.budget, self.chunk, self.request.system, self.focus)
+        session = (make or Session)(family, self.policy, self.budget, self.chunk, self.request.system, self.focus, self.bits)
         if on_step is not None:
             session.on_step = on_step
         return session
@@ -200,14 +205,14 @@ def _decide(
 ) -> Decision:
     """Add up a request; `elsewhere`: for a machine like the profile's, not for this one."""
     profile, policy_name, policy, budget = wanted
-    focus = _focus(request, policy_name, policy)
+    focus, bits = _focus(request, policy_name, policy), KVBits.parse(request.kv_bits)
     device, dtype, free = _machine(request, profile, elsewhere)
     spec = replace(facts.spec.with_patches(facts.sizes.patches), on_cpu=device == "cpu")
     case = Case(
         profile=profile,
         memory=free,
         spec=spec,
-        shape=replace(facts.shape, itemsize=ITEM_BYTES[dtype], focus=room(policy, len(focus))),
+        shape=replace(facts.shape, itemsize=ITEM_BYTES[dtype], focus=room(policy, len(focus)), bits=bits),
         policy=policy,
         policy_name=policy_name,
         quant=_quant(request, facts, profile, device),
@@ -224,7 +229,7 @@ def _decide(
         made = replace(made, host_peak_bytes=conversion_bytes(spec, case.quant, dtype, resident=free.kind != "discrete"))
     slots = made.kv_budget_tokens if case.limited else None
     quant, chunk = facts.stored_as or case.quant, _chunk(request, case, slots, facts.sizes.indivisible)
-    return Decision(request, profile, policy_name, policy, facts, quant, dtype, device, chunk, slots, made, free, focus)
+    return Decision(request, profile, policy_name, policy, facts, quant, dtype, device, chunk, slots, bits, made, free, focus)
 
 
 def _advised(made: Decision, elsewhere: bool) -> Decision:

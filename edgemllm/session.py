@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.attention import forward
+from edgemllm.cache.bits import EVENED, UNQUANTISED, KVBits
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
 from edgemllm.cache.focus import Focus, room
@@ -28,7 +29,7 @@ from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
 from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.families.base import Clip, ModelFamily
-from edgemllm.models.finders import finders, listen
+from edgemllm.models.finders import finders, key_channels, listen
 from edgemllm.models.tokens import Token, end_of, pieces, tokenize
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
@@ -53,6 +54,8 @@ class Session:
     system: str | None = None
     focus: Sequence[str] = ()
     """Questions that will be asked: they score the cache until then, where the policy takes a focus."""
+    bits: KVBits = UNQUANTISED
+    """Of the keys and values in the cache."""
     on_step: Callable[[Session], None] = lambda session: None
     """Called after every forward pass and token, for the display."""
     meter: Meter = field(default_factory=Meter)
@@ -101,7 +104,10 @@ class Session:
     @torch.inference_mode()
     def _empty(self) -> KVCache:
         """Return an empty cache, with the queries of the focus in its layers."""
-        cache = self.family.new_cache(self.policy, self.budget, self.chunk)
+        cache = self.family.new_cache(self.policy, self.budget, self.chunk, self.bits)
+        if self.bits.keys == EVENED:
+            for layer, channels in zip(cache.with_slots, key_channels(self.family), strict=True):
+                layer.channels = channels
         if self.policy.takes_focus and self.focus:
             lookers = finders(self.family)
             focus = Focus([cache.managed[place] for place in lookers])
@@ -354,7 +360,7 @@ class Session:
         """Return the `KV` object of the JSON output, measured."""
         lengths = [layer.length for layer in self.cache.managed]
         mean = sum(lengths) / len(lengths)
-        spec = replace(self.family.spec, focus=room(self.policy, len(self.focus)))
+        spec = replace(self.family.spec, focus=room(self.policy, len(self.focus)), bits=self.bits)
         bound = None
         if self.budget is not None:
             bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy, self.chunk)
@@ -367,6 +373,7 @@ class Session:
             "bytes": self.cache.nbytes,
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
+            "bits": self.bits.name,
             "streamed": any(layer.counts.streamed for layer in self.cache.managed),
             "state_bytes": self.cache.state_bytes,
             "managed_layers": len(self.cache.managed),

@@ -30,8 +30,8 @@ from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 from edgemllm.version import __version__
 
-FORMAT = "edgemllm-session/5"
-OPTIONS = {"architecture": "model", "weights": "model", "settings": "set"}
+FORMAT = "edgemllm-session/6"
+OPTIONS = {"kv_bits": "kv-bits", "architecture": "model", "weights": "model", "settings": "set"}
 """Where the option that sets a part of the identity has another name."""
 
 
@@ -186,6 +186,7 @@ def _identity(session: Session) -> dict[str, Any]:
         "architecture": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "weights": fingerprint(model),
         "policy": policies.name_of(session.policy),
+        "kv_bits": session.bits.name,
         "settings": json.dumps(dataclasses.asdict(session.policy), sort_keys=True),
     }
 

@@ -60,6 +60,7 @@ class Job:
             "kv_budget": request.kv_budget if self.shares or launch.budget is not None else None,
             "chunk": request.chunk or launch.profile.chunk,
             "quant": launch.quant,
+            "kv_bits": launch.bits.name,
             "dtype": launch.dtype,
             "device": launch.device,
             "system": request.system,

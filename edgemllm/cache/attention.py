@@ -52,7 +52,7 @@ def attention(
         watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
         if layer.policy.query_window:
             layer.remember_queries(query, scale)
-    query, key = rotate_queries(query, rotation), layer.rotated_keys()
+    query, key, value = rotate_queries(query, rotation), layer.rotated_keys(), layer.values
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]

@@ -74,7 +74,7 @@ class Decoder:
 
     def _shape(self) -> Hashable:
         """Return what the kernels of a step depend on besides the contents of storage."""
-        storage = tuple(layer.keys.data_ptr() for layer in self.cache.with_slots)
+        storage = tuple(layer.slots.tensors["keys"].data_ptr() for layer in self.cache.with_slots)
         if storage != self._storage or len(self.graphs) >= MAX_GRAPHS or len(self._met) >= 2 * MAX_GRAPHS:
             self._storage, self.graphs, self._met = storage, {}, set()
         return tuple(layer.length for layer in self.cache.with_slots), self.cache.rope.stride

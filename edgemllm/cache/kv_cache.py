@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from edgemllm.cache.bits import UNQUANTISED, KVBits
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.constant_layers import SharedLayer, StateLayer
 from edgemllm.cache.forward_pass import Pass
@@ -37,6 +38,7 @@ class KVCache(Cache):  # type: ignore[misc]
         shapes: Sequence[LayerSpec] = (),
         sliding_rope: Rope | None = None,
         chunk: int = 1,
+        bits: KVBits = UNQUANTISED,
     ) -> None:
         rope, sliding_rope = copy.copy(rope), copy.copy(sliding_rope)  # their stride belongs to this stream
         shapes = shapes or [LayerSpec()] * len(budgets)
@@ -47,12 +49,12 @@ class KVCache(Cache):  # type: ignore[misc]
             elif shape.source is not None:
                 layers.append(SharedLayer(cast(ManagedLayer, layers[shape.source])))
             elif shape.kind == managed_kind(shapes):
-                layers.append(ManagedLayer(policy, rope if shape.rotary else NoRope(rope.axes), budget, shape.window))
+                layers.append(ManagedLayer(policy, rope if shape.rotary else NoRope(rope.axes), budget, shape.window, bits))
             else:
                 assert shape.window is not None
-                layers.append(ManagedLayer(Newest(), sliding_rope or rope, shape.window - 1 + chunk, shape.window))
+                layers.append(ManagedLayer(Newest(), sliding_rope or rope, shape.window - 1 + chunk, shape.window, bits))
         super().__init__(layers=layers)
-        self.policy, self.rope, self.chunk = policy, rope, chunk
+        self.policy, self.rope, self.chunk, self.bits = policy, rope, chunk, bits
         self.with_slots = [layer for layer in layers if isinstance(layer, ManagedLayer)]
         """The layers that hold keys and values of their own."""
         self.managed = [layer for layer in self.with_slots if layer.policy is policy]
@@ -125,7 +127,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """Return the bytes that a decoded token reads: keys and values, those of a shared layer again, and states."""
         read = [layer.source if isinstance(layer, SharedLayer) else layer for layer in self.layers]
         slots = [layer for layer in read if isinstance(layer, ManagedLayer) and layer.is_initialized]
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in slots) + self.state_bytes
+        return sum(layer.store.live_bytes for layer in slots) + self.state_bytes
 
     @property
     def seen(self) -> int:

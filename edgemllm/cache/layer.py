@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from edgemllm.cache.bits import UNQUANTISED, WHOLE, Channels, KVBits
 from edgemllm.cache.columns import columns
 from edgemllm.cache.counts import Counts
 from edgemllm.cache.forward_pass import Pass
+from edgemllm.cache.kv_store import KVStore
 from edgemllm.cache.lookout import Lookout
 from edgemllm.cache.numbering import Numbering
 from edgemllm.cache.rope import Rope, inverse, rotate, rotate_queries
@@ -42,17 +44,21 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         query_window: int = 0,
         budget: int | None = None,
         window: int | None = None,
+        bits: KVBits = UNQUANTISED,
     ) -> None:
         self.is_initialized = False  # keys and values, which transformers sets too, are views of `slots` here
         self.rope, self.mode, self.buffers, self.layer_stats = rope, positions, buffers, layer_stats
-        self.query_window, self.budget, self.window = query_window, budget, window
+        self.query_window, self.budget, self.window, self.bits = query_window, budget, window, bits
         self.counts = Counts()
         self.stats: dict[str, Tensor] = {}
         """What the policy notes about the whole layer."""
         self.queries: Tensor | None = None
         self.focus: Lookout | None = None
+        self.channels: Channels | None = None
+        """Of its unrotated keys, where these are quantised to few bits."""
         self.scaling = 1.0
         self.slots: Slots
+        self.store: KVStore
         self.numbering: Numbering
         self.now: Pass | None = None
         """The forward pass that runs, or the last one."""
@@ -61,12 +67,13 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
         """Allocate every slot; from here on a bounded layer's memory changes only when budgets are allocated anew."""
-        self.dtype, self.device = keys.dtype, keys.device
+        self.dtype, self.device, self.widths = keys.dtype, keys.device, (keys.shape[-1], values.shape[-1])
         capacity = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
-        table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers)
+        table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers, self.bits)
         self.slots = Slots(table, keys, capacity)
+        self.store = KVStore(self.slots, self.bits, keys.dtype, self.channels)
         stay = self.budget is None or self.mode == "original"  # slots keep their positions, so that keys are rotated once
-        rotated = self.store_rotated and self.rope.fixed and (stay or keys.dtype.itemsize >= 4)
+        rotated = self.store_rotated and self.rope.fixed and (stay or keys.dtype.itemsize >= 4) and self.bits.keys == WHOLE
         self.numbering = Numbering(self.slots, self.rope, self.mode, rotated)
         self.stats = {name: torch.zeros((), device=keys.device) for name in self.layer_stats}
         self.is_initialized = True
@@ -79,10 +86,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         count, chunk = keys.shape[2], self.now.chunk
         self.make_room(count)
         positions, modality, time = chunk.positions.permute(1, 2, 0)[:, None], chunk.modality[:, None], chunk.time[:, None]
-        self.advance(count, {"values": values, "positions": positions, "modality": modality, "time": time})
+        self.advance(count, {"positions": positions, "modality": modality, "time": time})
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
-        self.slots.newest("keys", count).copy_(rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
-        return self.keys, self.values
+        self.store.write_newest("keys", rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
+        self.store.write_newest("values", values)
+        return (self.keys, self.values) if self.bits == UNQUANTISED else (keys, values)  # attention reads the layer itself
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
         """Count tokens in, and append what is known of them; nothing where a graph has written it."""
@@ -124,13 +132,13 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     @property
     def keys(self) -> Tensor:
-        """Return the keys (B, H_kv, L, D) as they are stored; see `rotated_keys` and `unrotated_keys`."""
-        return self.slots.live("keys")
+        """Return the keys (B, H_kv, L, D), rotated or not as they are stored; see `rotated_keys` and `unrotated_keys`."""
+        return self.store.read("keys")
 
     @property
     def values(self) -> Tensor:
         """Return the values (B, H_kv, L, D)."""
-        return self.slots.live("values")
+        return self.store.read("values")
 
     @property
     def positions(self) -> Tensor:
@@ -172,7 +180,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def unrotated_keys(self, slots: slice = slice(None)) -> Tensor:
         """Return the keys (B, H_kv, L, D), or those of some slots, as the model made them; not to be written to."""
-        keys = self.keys[:, :, slots]
+        keys = self.store.read("keys", slots)
         return rotate(keys, inverse(self.numbering.rotation(self.now, slots))) if self.numbering.rotated else keys
 
     def window_attention(self, rows: int | None = None) -> Tensor:
@@ -204,8 +212,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return the bytes of every live tensor of this layer."""
         if not self.is_initialized:
             return 0
-        queries = 0 if self.queries is None else self.queries.nbytes
-        return self.slots.nbytes + queries + sum(number.nbytes for number in self.stats.values())
+        noted = sum(each.nbytes for each in (self.queries, self.channels) if each is not None)
+        return self.slots.nbytes + noted + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:
         """See to it that `count` more tokens fit."""
@@ -232,20 +240,29 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         tensors |= {f"stats.{name}": number for name, number in self.stats.items()}
         if self.queries is not None:
             tensors["queries"] = self.queries
+        if self.channels is not None:
+            tensors |= {"channels.mean": self.channels.mean, "channels.width": self.channels.width}
         # The same capacity again, so that an unbounded layer grows at the same lengths.
-        return tensors, {**values, "capacity": self.slots.capacity}
+        more = {"widths": self.widths, "dtype": str(self.dtype).removeprefix("torch.")}
+        return tensors, {**values, **more, "capacity": self.slots.capacity}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Put in what `state` gave, within this layer's own budget."""
         self.reset()
         self.counts, self.scaling = Counts(**values["counts"]), values["scaling"]
         self.queries = tensors.get("queries")
+        if "channels.mean" in tensors:
+            self.channels = Channels(tensors["channels.mean"], tensors["channels.width"])
+            if self.is_initialized:
+                self.store.channels = self.channels
         if "keys" not in tensors:
             return
         length = tensors["keys"].shape[2]
         if not self.is_initialized:
             capacity = values["capacity"] if self.budget is None else length
-            self.lazy_initialization(*(tensors[name][:, :, :1].expand(-1, -1, capacity, -1) for name in ("keys", "values")))
+            kind = getattr(torch, values["dtype"])
+            empty = tensors["keys"].new_empty((), dtype=kind).expand(*tensors["keys"].shape[:2], capacity, 1)
+            self.lazy_initialization(*(empty.expand(-1, -1, -1, width) for width in values["widths"]))
         elif self.slots.capacity < length:  # trimmed by an earlier run
             self.slots.resize(self.budget or length)
         self.slots.load(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgemllm.cache.bits import UNQUANTISED, KVBits
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.cache.rope import Rope
@@ -11,10 +12,10 @@ from edgemllm.errors import OutOfMemoryError, UsageError
 class ManagedLayer(CacheLayer):
     """A layer under a policy, which is asked when the budget is full and when the budget shrinks."""
 
-    def __init__(self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None) -> None:
-        super().__init__(
-            rope, policy.positions, policy.buffers, policy.layer_stats, policy.query_window, budget=budget, window=window
-        )
+    def __init__(
+        self, policy: CachePolicy, rope: Rope, budget: int | None, window: int | None = None, bits: KVBits = UNQUANTISED
+    ) -> None:
+        super().__init__(rope, policy.positions, policy.buffers, policy.layer_stats, policy.query_window, budget, window, bits)
         self.policy = policy
 
     def make_room(self, count: int) -> None:

@@ -56,7 +56,7 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
             total = total + base * (count - 1) / 2
         return (total / count).to(buffer.dtype)
 
-    layer.values.scatter_(2, kept[..., None].expand(-1, -1, -1, size), merged(layer.values))
+    layer.store.put("values", kept, merged(layer.values))
     if keys:
         _put_keys(layer, kept, merged(unrotated), changed=count > 1)
 
@@ -66,8 +66,7 @@ def _put_keys(layer: CacheLayer, index: Tensor, rows: Tensor, changed: Tensor) -
     if layer.numbering.rotated:
         cos, sin = (part.expand(-1, rows.shape[1], -1, -1) for part in layer.numbering.rotation(layer.now))
         rows = rotate(rows, (gather(cos, index), gather(sin, index)))
-    wide = index[..., None].expand(rows.shape)
-    layer.keys.scatter_(2, wide, torch.where(changed, rows, gather(layer.keys, index)))
+    layer.store.put("keys", index, torch.where(changed, rows, gather(layer.keys, index)))
 
 
 def most_similar(rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

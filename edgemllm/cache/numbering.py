@@ -36,21 +36,21 @@ class Numbering:
         if self.mode == "cache" and not self.stored:
             cos, sin = self._span(now, 0, self.slots.length)
             return cos[:, :, slots], sin[:, :, slots]
-        return self.rope.at(self.positions()[..., slots], self.slots.live("keys"))
+        return self.rope.at(self.positions()[..., slots], self.slots.like)
 
     def append(self, now: Pass, count: int, intact: bool) -> Rotation:
         """Number the last `count` slots and return their rotation, shared by layers that are `intact`: with nothing evicted."""
-        keys, first = self.slots.live("keys"), self.slots.length - count
+        like, first = self.slots.like, self.slots.length - count
         if self.mode == "original":
             positions = now.chunk.positions[:, :, None]
-            return self._shared(now, "original", lambda: self.rope.at(positions, keys))
+            return self._shared(now, "original", lambda: self.rope.at(positions, like))
         if not self.stored:
             return self._span(now, first, self.slots.length)
         self._number(now, first)
         numbers = self._live("cache_positions")[..., first:]
         if not intact:
-            return self.rope.at(numbers, keys)
-        return self._shared(now, "intact", lambda: self.rope.at(numbers[:, :, :1], keys))
+            return self.rope.at(numbers, like)
+        return self._shared(now, "intact", lambda: self.rope.at(numbers[:, :, :1], like))
 
     def shift(self, now: Pass | None, index: Tensor) -> Rotation | None:
         """Return what rotates the stored keys at `index` (B, H_kv | 1, n), ascending, to their new places once others go."""
@@ -92,7 +92,7 @@ class Numbering:
         return self.slots.live(name).permute(3, 0, 1, 2)
 
     def _span(self, now: Pass | None, start: int, stop: int) -> Rotation:
-        return self._shared(now, (start, stop), lambda: self.rope.span(start, stop, self.slots.live("keys")))
+        return self._shared(now, (start, stop), lambda: self.rope.span(start, stop, self.slots.like))
 
     def _shared(self, now: Pass | None, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
         """Return a rotation that the first layer of a pass computes for those after it."""

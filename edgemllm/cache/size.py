@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edgemllm.cache.bits import EVENED, UNQUANTISED, KVBits
 from edgemllm.cache.columns import ITEM_BYTES, columns
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class CacheSpec:
     """Bytes of one number of a key or value."""
     axes: int = 1
     """Position axes: 1 for RoPE, 3 for M-RoPE."""
+    bits: KVBits = UNQUANTISED
+    """Of the numbers of keys and values."""
     focus: int = 0
     """Queries of what will be asked that are kept in all layers together (focus.py)."""
 
@@ -76,6 +79,8 @@ class CacheSpec:
         managed = self.managed
         queries = [layer.heads * layer.head_dim * self.itemsize for layer in managed]
         noted = policy.query_window * sum(queries) + 4 * len(policy.layer_stats) * len(managed)
+        if self.bits.keys == EVENED:
+            noted += sum(2 * layer.kv_heads * layer.head_dim * self.itemsize for layer in self.layers if layer.kind != "shared")
         windows = [
             (layer.window - 1 + chunk) * self._slot_bytes(layer, "cache")
             for layer in self.layers
@@ -84,7 +89,7 @@ class CacheSpec:
         return self.focus * max(queries) + sum(windows) + noted + self.state_bytes
 
     def _slot_bytes(self, layer: LayerSpec, positions: str, buffers: Sequence[str] = ()) -> int:
-        table = columns(layer.head_dim, layer.head_dim, self.axes, positions, buffers)
+        table = columns(layer.head_dim, layer.head_dim, self.axes, positions, buffers, self.bits)
         numbers = sum(math.prod(column.shape) * ITEM_BYTES.get(column.dtype, self.itemsize) for column in table)
         return layer.kv_heads * numbers
 

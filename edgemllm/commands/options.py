@@ -80,6 +80,9 @@ class RequestOptions:
         ),
     ] = "auto"
     quant: Annotated[str, option("--quant", help="Weights: auto, none, nf4, int8 or (on a CPU) int4.", panel=MODEL)] = "auto"
+    kv_bits: Annotated[
+        str, option("--kv-bits", help="Bits of cached keys and values: 16, 8, 4, k8v4; auto: 16.", panel=MEMORY)
+    ] = "auto"
     dtype: Annotated[str, option("--dtype", help="auto, bfloat16, float16 or float32.", panel=MODEL)] = "auto"
     device: Annotated[str, option("--device", help="auto, cpu, cuda or mps.", panel=MODEL)] = "auto"
     chunk: Annotated[

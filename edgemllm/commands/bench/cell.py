@@ -160,7 +160,7 @@ class Stock:
         return {
             "seen_tokens": seen, "tokens": round(mean, 1), "tokens_per_layer": lengths, "budget_tokens": None,
             "budget_bytes": None, "bytes": size, "evicted_tokens": round(seen - mean), "positions": "original",
-            "streamed": False, "state_bytes": self._state_bytes(), "managed_layers": 0,
+            "bits": 16, "streamed": False, "state_bytes": self._state_bytes(), "managed_layers": 0,
         }  # fmt: skip
 
     def kv_bytes(self) -> int:

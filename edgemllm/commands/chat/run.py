@@ -129,7 +129,9 @@ class Chat:
         """Continue with an empty session under another launch, with the weights that are loaded."""
         family, quant = self.session.family, self.launch.quant
         self.launch = dataclasses.replace(launch, quant=quant)
-        self.session = self.make(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus)
+        self.session = self.make(
+            family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
+        )
         self.session.on_step = self.step
         self.forgotten = len(self.turns)
 

@@ -19,6 +19,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from edgemllm.cache.attention import NAME
+from edgemllm.cache.bits import UNQUANTISED, KVBits
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.policy import CachePolicy
@@ -133,10 +134,10 @@ class ModelFamily:
         ends = ends if isinstance(ends, list) else [ends]
         return frozenset(end for end in (*ends, self.tokenizer.eos_token_id) if end is not None)
 
-    def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int) -> KVCache:
+    def new_cache(self, policy: CachePolicy, budget: int | None, chunk: int, bits: KVBits = UNQUANTISED) -> KVCache:
         """Make an empty cache of `budget` tokens per layer (None: unbounded), to be fed at most `chunk` tokens at once."""
-        spec = self.spec
-        return KVCache(policy, self.rope, [budget] * len(spec.layers), spec.layers, self.sliding_rope, chunk)
+        layers = self.spec.layers
+        return KVCache(policy, self.rope, [budget] * len(layers), layers, self.sliding_rope, chunk, bits)
 
     @classmethod
     def check(cls, config: Any) -> None:

@@ -62,7 +62,9 @@ class Sleeper:
             self.engine.memory.reserve(self.name, Share.of(self.launch.plan))
             launch, family = self.launch, self.engine.family
             try:
-                made = Session(family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus)
+                made = Session(
+                    family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
+                )
                 if self.file.exists():
                     self.record.load(session_file.load(made, self.file))
             except BaseException:

@@ -1,0 +1,116 @@
+"""Keys and values in 8 or 4 bits: small integers with a scale and an offset for every group of channels of a slot.
+
+A slot's numbers depend on that slot alone, so that keeping slots stays a copy of rows. Channels are grouped within a head, as
+in vLLM's and llama.cpp's caches; keys are quantised before rotation where slots move, which KVQuant (arXiv 2401.18079) found
+to be the kinder place.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edgemllm.errors import UsageError
+from edgemllm.lazy import Tensor, torch
+
+WHOLE = 16
+"""Not quantised: the numbers of the model's dtype as they are, also where these have 32 bits."""
+GROUP = 64
+"""Channels that share a scale and an offset, where a head has a multiple of them; else all of the head's."""
+
+
+@dataclass(frozen=True)
+class KVBits:
+    """The bits of a number of a key and of a value."""
+
+    keys: int = WHOLE
+    values: int = WHOLE
+
+    @classmethod
+    def parse(cls, text: str) -> KVBits:
+        """Return the value of `--kv-bits`. Raises UsageError with what to type instead."""
+        word = text.strip().lower()
+        if word == "auto":
+            return cls()
+        found = re.fullmatch(r"(16|8|4)", word) or re.fullmatch(r"k(16|8|4)v(16|8|4)", word)
+        if found is None:
+            raise UsageError(f"--kv-bits {text} is unknown", "--kv-bits 16, 8 or 4, or k8v4 for keys and values apart")
+        return cls(int(found[1]), int(found[found.lastindex or 1]))
+
+    @property
+    def name(self) -> int | str:
+        """Return what JSON says: 16, 8, 4, or k8v4."""
+        return self.keys if self.keys == self.values else f"k{self.keys}v{self.values}"
+
+    def of(self, column: str) -> int:
+        """Return the bits of `keys` or `values`."""
+        return self.keys if column == "keys" else self.values
+
+
+UNQUANTISED = KVBits()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What a layer's unrotated keys look like, channel by channel, each (1, H_kv, 1, D): a few are far from zero, or wide.
+
+    Taking out their means and widths before four bits are spent makes neighbouring channels alike.
+    """
+
+    mean: Tensor
+    width: Tensor
+
+    def evened(self, keys: Tensor) -> Tensor:
+        """Return keys (B, H_kv, n, D) as they are quantised."""
+        return (keys - self.mean) / self.width
+
+    def restored(self, keys: Tensor) -> Tensor:
+        """Undo `evened`, in place."""
+        return keys.mul_(self.width).add_(self.mean)
+
+    @property
+    def nbytes(self) -> int:
+        return self.mean.nbytes + self.width.nbytes
+
+    @classmethod
+    def of(cls, keys: Tensor) -> Channels:
+        """Return the channels of unrotated keys (B, H_kv, n, D)."""
+        wide = keys.float()
+        mean, width = wide.mean(2, keepdim=True), wide.std(2, keepdim=True).clamp_min(1e-6)
+        return cls(mean.to(keys.dtype), width.to(keys.dtype))
+
+
+EVENED = 4
+"""Keys of so many bits need their channels evened; with 8 bits it makes no difference (docs/measurements/kv-bits.md)."""
+
+
+def scales_of(column: str) -> str:
+    """Return the name of the column that holds the scales and offsets of `keys` or `values`."""
+    return f"{column}_scales"
+
+
+def groups(width: int) -> int:
+    """Return how many groups the `width` channels of a head make."""
+    return width // GROUP if width % GROUP == 0 else 1
+
+
+def quantise(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return codes (..., D * bits / 8) uint8 and their scales and offsets (..., groups, 2) float16 of rows (..., D)."""
+    grouped = rows.float().unflatten(-1, (groups(rows.shape[-1]), -1))
+    low, high = grouped.amin(-1, keepdim=True).half(), grouped.amax(-1, keepdim=True)
+    steps = 2**bits - 1
+    scale = ((high - low) / steps).half().clamp_min(torch.finfo(torch.float16).tiny)
+    codes = ((grouped - low) / scale.float()).round_().clamp_(0, steps).to(torch.uint8).flatten(-2)
+    if bits == 4:  # a byte holds a channel of the first half and one of the second
+        first, second = codes.chunk(2, -1)
+        codes = first | second << 4
+    return codes, torch.cat((scale, low), -1)
+
+
+def dequantise(codes: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """Return the rows (..., D) that codes stand for."""
+    if bits == 4:
+        codes = torch.cat((codes & 15, codes >> 4), -1)
+    scale, low = scales.to(dtype).split(1, -1)
+    grouped: Tensor = codes.to(dtype).unflatten(-1, (scales.shape[-2], -1))
+    return grouped.mul_(scale).add_(low).flatten(-2)
