@@ -292,18 +292,23 @@ def test_a_share_is_of_each_video_and_full_never_evicts(clips: Path) -> None:
     assert "full" in line["error"]
 
 
-def test_answer_adds_columns_to_a_batch(clips: Path) -> None:
+def test_answer_adds_columns_of_the_same_types_whatever_fails(clips: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra ray")
     step = Answer("demo", kv_budget=512, questions=[QUESTION], max_tokens=12)
-    videos = np.array([str(clips / "00.avi"), str(clips / "none.avi")], dtype=object)
-    made = step({"video": videos, "label": [1, 2]})
-    assert list(made) == ["video", "label", "answers", "kv", "seconds", "error"]
-    assert made["error"][0] is None
-    assert "no video" in made["error"][1]
+    right, wrong = (step(pyarrow.table({"video": [str(clips / name)], "label": [1]})) for name in ("00.avi", "none.avi"))
+    assert right.schema == wrong.schema
+    assert right.column_names == ["video", "label", "answers", "kv", "seconds", "error"]
+    [row], [failed] = right.to_pylist(), wrong.to_pylist()
+    assert row["error"] is None
+    assert "no video" in failed["error"]
+    assert json.loads(row["kv"])["budget_tokens"] == 512
     session = edgemllm.open("demo", kv_budget=512, focus=[QUESTION])
     session.watch(edgemllm.Video.open(clips / "00.avi"))
-    assert made["answers"][0] == [{"question": QUESTION, "answer": "".join(session.ask(QUESTION)).strip()}]
+    assert row["answers"] == [{"question": QUESTION, "answer": "".join(session.ask(QUESTION)).strip()}]
     with pytest.raises(UsageError, match="a video or a text"):
-        step({"id": ["a"]})
+        step(pyarrow.table({"id": ["a"]}))
+    with pytest.raises(UsageError, match="an Arrow table expected"):
+        step({"video": ["a"]})
 
 
 def test_workers_are_as_many_as_fit() -> None:

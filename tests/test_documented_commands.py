@@ -75,6 +75,7 @@ ELSEWHERE = {
         "test_harness.py::test_lmms_eval_watches_as_chat_does_and_rounds_continue_in_one_cache",
     "pip install": "needs a network",
     "python -m lab.measure": "measures for hours: test_architecture.py::test_lab_modules_that_are_named_as_commands_exist",
+    "python -m lab.scale": "test_architecture.py::test_lab_modules_that_are_named_as_commands_exist",
     "scripts/parity": "needs a network for kvpress",
     "scripts/quickstart": "makes an environment; what it grades: test_demo_model.py",
     "scripts/test": "runs this test",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgemllm.api import request
 from edgemllm.batch.answerer import Answerer
 from edgemllm.batch.job import Job
+from edgemllm.batch.table import columns
 from edgemllm.batch.work import Work
 from edgemllm.errors import UsageError
 
-FIELDS = ("answers", "kv", "seconds", "error")
-"""The columns that are added."""
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class Answer:
-    """Loads the model once, and adds the columns `answers`, `kv`, `seconds` and `error` to batches of videos or texts.
+    """Loads the model once, and adds the columns `answers`, `kv` (JSON), `seconds` and `error` to tables of videos or texts.
 
     `options` are keywords of `edgemllm.open`; `questions` are asked of rows that have no column `questions` of their own;
     `retries` as for `edgemllm batch`. The other keywords are those of `Video.open` and `Sampling`. Name a `kv_budget` in
@@ -44,15 +46,25 @@ class Answer:
         sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
         self._answerer = Answerer(*Job(request(model, **options), clip, sampling, retries=retries).planned(len(questions) or 1))
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Return the batch with its answers; a video that fails is a row with its `error`.
+    def __call__(self, table: pyarrow.Table) -> pyarrow.Table:
+        """Return the table with its answers; a video that fails is a row with its `error`.
 
         Columns that are read: `video` or `text` (paths), and `questions`, where there is one. Raises UsageError for a row
-        without a source or a question.
+        without a source or a question, and for a batch that is no Arrow table.
         """
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        lines = [self._answerer.line(self._work(row)) for row in rows]
-        return {**batch, **{name: [made[name] for made in lines if made is not None] for name in FIELDS}}
+        import pyarrow
+
+        if not isinstance(table, pyarrow.Table):
+            raise UsageError(f"an Arrow table expected, not {type(table).__name__}", 'map_batches(..., batch_format="pyarrow")')
+        lines = [self._answerer.line(self._work(row)) for row in table.to_pylist()]
+        known = columns()
+        kinds = {"answers": known["answers"], "kv": pyarrow.string(), "seconds": pyarrow.float64(), "error": known["error"]}
+        for name, kind in kinds.items():
+            values = [made[name] for made in lines if made is not None]
+            if name == "kv":
+                values = [value and json.dumps(value) for value in values]
+            table = table.append_column(name, pyarrow.array(values, kind))
+        return table
 
     def _work(self, row: Mapping[str, Any]) -> Work:
         own = row.get("questions")

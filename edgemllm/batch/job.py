@@ -15,6 +15,12 @@ from edgemllm.launch import Launch, Request, prepare
 from edgemllm.planning.budget import parse_kv_budget
 from edgemllm.version import __version__
 
+DECIDED = (
+    "model", "profile", "policy", "settings", "kv_budget", "quant", "dtype", "device", "chunk", "offline", "trust_remote_code",
+    "known",
+)  # fmt: skip
+"""Fields of a request that its launch decides, or that change no answer; all others are part of a job's identity."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,20 +58,19 @@ class Job:
 
     def identity(self, launch: Launch) -> dict[str, Any]:
         """Return everything that changes answers, but for the videos and the questions."""
-        request = self.request
+        asked = {key: value for key, value in dataclasses.asdict(self.request).items() if key not in DECIDED}
         return {
             "weights": fingerprint(launch.checkpoint),
             "policy": launch.policy_name,
             "settings": dataclasses.asdict(launch.policy),
-            "kv_budget": request.kv_budget if self.shares or launch.budget is not None else None,
-            "chunk": request.chunk or launch.profile.chunk,
+            "kv_budget": self.request.kv_budget if self.shares or launch.budget is not None else None,
+            "chunk": self.request.chunk or launch.profile.chunk,
             "quant": launch.quant,
             "kv_bits": launch.bits.name,
             "dtype": launch.dtype,
             "device": launch.device,
-            "system": request.system,
-            "focus": [*request.focus, self.foresee],
-            "detail": dataclasses.asdict(request.detail),
+            **asked,
+            "foresee": self.foresee,
             "clip": dict(self.clip),
             "sampling": dict(self.sampling),
             "versions": {"edgemllm": __version__, **{name: version(name) for name in ("torch", "transformers")}},

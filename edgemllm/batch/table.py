@@ -10,6 +10,15 @@ from typing import Any
 from edgemllm.errors import EdgeError
 
 
+def columns() -> dict[str, Any]:
+    """Return the types of columns that may be empty in some rows: the same in every file and block."""
+    import pyarrow
+
+    text = pyarrow.string()
+    pair = pyarrow.struct([("question", text), ("answer", text)])
+    return {"answers": pyarrow.list_(pair), "warning": text, "error": text}
+
+
 def write_table(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write a row per line. Raises EdgeError where it cannot be written; an earlier file stays."""
     import pyarrow
@@ -17,7 +26,11 @@ def write_table(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        parquet.write_table(pyarrow.Table.from_pylist(list(lines)), beside)
+        table = pyarrow.Table.from_pylist(list(lines))
+        for name, kind in columns().items():
+            values = pyarrow.array([line[name] for line in lines], kind)
+            table = table.set_column(table.column_names.index(name), name, values)
+        parquet.write_table(table, beside)
         os.replace(beside, path)
     except (OSError, pyarrow.ArrowException) as error:
         raise EdgeError(
