@@ -311,3 +311,16 @@ def test_a_wrong_limit_or_share_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "--archive-" in done.stderr
     assert not (tmp_path / "a.db").exists()
+
+
+def test_recall_has_the_newest_frames_alone_as_a_control_beside_any_memory() -> None:
+    settings = ("--tokens", "320", "--facts", "4", "--streams", "1", "--kv-budget", "64", "--between", "static")
+    done = run("recall", "--policy", "recent-frames,edge", *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    runs = {each["policy"]: each for each in json.loads(done.stdout)["runs"]}
+    assert set(runs) == {"recent-frames", "edge"}
+    assert runs["recent-frames"]["recent"]["share"] == 1
+    assert runs["recent-frames"]["old"]["share"] == 0
+    refused = run("recall", "--policy", "recent-frames", *settings, "--needles", "text")
+    assert refused.returncode == 2
+    assert "only a video has frames" in refused.stderr

@@ -14,6 +14,7 @@ from edgemllm.commands import figures, options
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.lineup import check_fit, line_up, with_focus
+from edgemllm.commands.recall import recent
 from edgemllm.commands.recall.calibration import Calibration, calibrate
 from edgemllm.commands.recall.haystacks import Haystacks
 from edgemllm.commands.recall.lecture import IN_VAIN
@@ -48,6 +49,8 @@ def recall(
         raise UsageError(f"--against {against} is not among the policies", f"one of {', '.join(names)}")
     prose = MadeUp() if streams.haystack is None else Book(streams.haystack)
     questions = streams.facts + (IN_VAIN if needles == ("slides",) else 0) if streams.focus else 0
+    if recent.NAME in names and needles != ("slides",):
+        raise UsageError(f"--policy {recent.NAME}: only a video has frames", "--needles slides, and a model that takes video")
     launches = _launches(run, names, length, questions)
     told = list(dict.fromkeys(launch.policy_name for launch in launches if launch.focus))
     if streams.focus and not told:
@@ -76,14 +79,21 @@ def _launches(run: options.ComparedOptions, names: Sequence[str], length: int, q
     `questions`: what is known beforehand of every stream.
     """
     launches: list[Launch] = []
+    plain = list(dict.fromkeys("window" if name == recent.NAME else name for name in names))
     for budget in options.listed(run.kv_budget, "--kv-budget"):
-        alike = line_up(run.request(policy=None, kv_budget=budget), names, length, reference=True)
+        alike = line_up(run.request(policy=None, kv_budget=budget), plain, length, reference=True)
         launches += [
             dataclasses.replace(launch, request=dataclasses.replace(launch.request, kv_budget=budget))
             for launch in (with_focus(alike, questions, length) if questions else alike)
             if launch.budget is not None or launch.policy_name not in {other.policy_name for other in launches}
         ]
-    return launches
+    return [named for launch in launches for named in _named(launch, names)]
+
+
+def _named(launch: Launch, names: Sequence[str]) -> list[Launch]:
+    """Return a launch under its own name, and that of `window` under the name of the control with its bytes, as asked for."""
+    control = [dataclasses.replace(launch, policy_name=recent.NAME)] if recent.NAME in names else []
+    return [*([launch] if launch.policy_name in names else []), *(control if launch.policy_name == "window" else [])]
 
 
 @dataclass
@@ -182,7 +192,7 @@ class Recall:
             launch = dataclasses.replace(launch, policy=dataclasses.replace(seeded, seed=stream.haystack.seed))
         if launch.focus:
             launch = dataclasses.replace(launch, focus=tuple(stream.haystack.questions))
-        session = launch.open(family=self.family)
+        session = launch.open(family=self.family, make=recent.RecentFrames if launch.policy_name == recent.NAME else None)
         self.interrupts.session = session
         with out_of_memory():
             answers = PROTOCOLS[protocol](session, stream)
