@@ -106,7 +106,8 @@ class Fleet:
         context.enable_progress_bars = False
         context.max_errored_blocks = -1  # those of a worker that died; they are given out again
         rows = [{"work": work.as_json()} for work in works]
-        pool = ray.data.ActorPoolStrategy(size=self.seats.workers, max_tasks_in_flight_per_actor=1)
+        size = min(self.seats.workers, len(works))
+        pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of max_task_retries, for which there is no other way yet
             return ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map_batches(
