@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from command import run, start
 
+from edgemllm import policies
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.index import Looks, fused, packed, unpacked
 from edgemllm.archive.passages import Passages
@@ -24,6 +26,8 @@ from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import Stream, at_the_end
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.launch import Request, prepare
+from edgemllm.media.frame import Frame
+from edgemllm.models.chat import Sampling
 from edgemllm.session import Session
 
 LECTURE = "edgemllm/assets/demo/lecture.mp4"
@@ -311,6 +315,19 @@ def test_a_wrong_limit_or_share_is_refused(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "--archive-" in done.stderr
     assert not (tmp_path / "a.db").exists()
+
+
+@pytest.mark.parametrize("make", [tiny.qwen2_5_vl, tiny.qwen3_5, tiny.gemma4], ids=lambda make: make.__name__)
+def test_families_that_pair_frames_or_have_other_layers_can_keep_an_archive(make: Any, kept: Archive) -> None:
+    family = make().use(tiny.NAME).family
+    session = ArchivedSession(family, policies.build("edge", ()), 100, 32, archive=kept)
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 40, 60, 3)).astype(np.uint8)
+    session.watch([Frame(each, float(second), second) for second, each in enumerate(pixels)])
+    assert "".join(session.ask("Where is it?", Sampling(max_tokens=3))) is not None
+    assert kept.counts() == {"frames": 24, "passages": 0, "turns": 1}
+    assert sum(len(places) for places, _ in kept.frame_blocks()) == 24
+    assert session.looked.spans
+    assert 0 < session.looked.tokens <= 50
 
 
 def test_recall_has_the_newest_frames_alone_as_a_control_beside_any_memory() -> None:

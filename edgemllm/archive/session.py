@@ -56,6 +56,7 @@ class ArchivedSession(Session):
         self._notes: Notes | None = None
         self._passages: Passages | None = None
         self._asked, self._video = "", 0
+        self._each = 0  # the most tokens that a frame of this session took
 
     # ---- what comes in -----------------------------------------------------------------------------------------
 
@@ -69,7 +70,9 @@ class ArchivedSession(Session):
 
     def see(self, frames: Sequence[Frame], interval: float | None = None) -> None:
         self._notes = notes = Notes(self._finders.pictures.heads if self._finders.pictures else ())
+        seen = self.cache.seen
         super().see(frames, interval)
+        self._each = max(self._each, -(-(self.cache.seen - seen) // len(frames)))
         self._notes, self._video = None, self.archive.medium(self.source)
         self.archive.add_frames(self._video, [(each.time, encoded(each.pixels), notes.of_frame(each.time)) for each in frames])
 
@@ -150,6 +153,7 @@ class ArchivedSession(Session):
         best = choice.best(archive, self.family, self._finders, question)
         shown = any(not place.words for place in best)
         newest = archive.newest(self._video, 1) if self._video and shown else []
+        newest = newest if 2 * sum(map(self._cost, newest)) <= self._room else []  # the past goes first
         left = self._room - sum(map(self._cost, newest))
         chosen = [place for place in choice.within(archive, best, left, self._cost) if place not in newest]
         return [*(place for place in chosen if not place.words), *newest, *(place for place in chosen if place.words)]
@@ -160,7 +164,7 @@ class ArchivedSession(Session):
         return UNBOUNDED_ROOM if self.budget is None else int(self.share * self.budget)
 
     def _frame_tokens(self) -> int:
-        return self.family.sizes(self.family.model.config, self.family.detail).frame_tokens
+        return self._each or self.family.sizes(self.family.model.config, self.family.detail).frame_tokens
 
     def _cost(self, place: Place) -> int:
         """Return the tokens that a place takes, with what is written around it."""
