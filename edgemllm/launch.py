@@ -51,7 +51,6 @@ class Request:
     kv_budget: str = "auto"
     quant: str = "auto"
     dtype: str = "auto"
-    kv_bits: str = "auto"
     device: str = "auto"
     chunk: int | None = None
     offline: bool = False
@@ -63,6 +62,8 @@ class Request:
 
     known: Sequence[str] = ()
     """Questions that will be asked: the focus, unless another was asked for, of a policy that takes one."""
+
+    kv_bits: str = "auto"
 
 
 @dataclass(frozen=True)
