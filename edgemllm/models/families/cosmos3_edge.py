@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from edgemllm.models.families.qwen_vl import QwenVLFamily
 
 
@@ -18,3 +21,8 @@ class Cosmos3EdgeFamily(QwenVLFamily):
     text_types: ClassVar[tuple[str, ...]] = ("cosmos3_edge_text",)
     vision_types: ClassVar[tuple[str, ...]] = ("cosmos3_edge_vision",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual", "model.projector")
+
+    @torch.inference_mode()
+    def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, None]:
+        seen = self.encoded(self.model.model.visual, flat, grid).last_hidden_state
+        return self.model.model.projector(seen), None

@@ -128,6 +128,11 @@ class Lfm3VLFamily(QwenVLFamily):
     def layers(cls, text: Any) -> tuple[LayerSpec, ...]:
         return short_convolution_layers(text)
 
+    @torch.inference_mode()
+    def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, None]:
+        seen = self.encoded(self.model.model.vision_tower, flat, grid).last_hidden_state
+        return self.model.model.multi_modal_projector(seen), None
+
     def positions(self, grid: tuple[int, int, int], times: Tensor, offset: int) -> Tensor:
         """Return (1, t * h * w) positions: one after the other, like text."""
         merge = self.model.config.vision_config.spatial_merge_size

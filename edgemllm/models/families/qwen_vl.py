@@ -89,10 +89,13 @@ class QwenVLFamily(ModelFamily):
     @torch.inference_mode()
     def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
         """Encode patches to features (n, E) and, with DeepStack, to (d, n, E)."""
-        grid_thw = torch.tensor([grid], device=self.device)
-        output = self.model.model.get_image_features(self.upload(flat), grid_thw, return_dict=True)
+        output = self.encoded(self.model.model.visual, flat, grid)
         deep = getattr(output, "deepstack_features", None)
-        return output.pooler_output[0], torch.stack([level[0] for level in deep]) if deep else None
+        return output.pooler_output, torch.stack(list(deep)) if deep else None
+
+    def encoded(self, tower: Any, flat: Tensor, grid: tuple[int, int, int]) -> Any:
+        """Return what the vision tower makes of patches."""
+        return tower(self.upload(flat), grid_thw=torch.tensor([grid], device=self.device), return_dict=True)
 
     def positions(self, grid: tuple[int, int, int], times: Tensor, offset: int) -> Tensor:
         """Return (3, t * h * w) positions of a grid of patches, the first at `offset`; `times` (t,) are relative to it."""
