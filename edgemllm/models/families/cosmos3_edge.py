@@ -21,6 +21,7 @@ class Cosmos3EdgeFamily(QwenVLFamily):
     text_types: ClassVar[tuple[str, ...]] = ("cosmos3_edge_text",)
     vision_types: ClassVar[tuple[str, ...]] = ("cosmos3_edge_vision",)
     vision_modules: ClassVar[tuple[str, ...]] = ("model.visual", "model.projector")
+    since: ClassVar[str] = "5.23"
 
     @torch.inference_mode()
     def features(self, flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, None]:
