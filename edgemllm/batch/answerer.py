@@ -104,7 +104,7 @@ class Answerer:
         return session
 
     def _planned(self, questions: int, tokens: int | None) -> Launch:
-        """Return the launch for so many questions about an input of so many tokens, which mostly do not matter."""
+        """Return the launch for a number of questions about an input of `tokens`, which a plan seldom depends on."""
         request = replace(self.job.request, known=self.job.known(questions))
         if self.job.shares or not self.launch.policy.bounded:
             return prepare(request, lambda _: tokens, self.launch.checkpoint)

@@ -46,7 +46,7 @@ class Job:
         return tuple(f"question {number}" for number in range(questions)) if self.foresee else ()
 
     def planned(self, questions: int = 1) -> tuple[Job, Launch]:
-        """Return its launch for so many questions a video, and the job with a KV budget that no longer depends on free memory.
+        """Return its launch for `questions` per video, and the job with a KV budget that no longer depends on free memory.
 
         Raises as `prepare` does; where it would not fit, the launch's plan says so.
         """

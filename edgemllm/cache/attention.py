@@ -52,7 +52,7 @@ def attention(
         watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
         if layer.policy.query_window:
             layer.remember_queries(query, scale)
-    query, key, value = rotate_queries(query, rotation), layer.rotated_keys(), layer.values
+    query, (key, value) = rotate_queries(query, rotation), _read(layer, kv_cache.now)
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
@@ -62,6 +62,16 @@ def attention(
         for _ in _watch(layer, kv_cache.now, query, key, scale, watched):
             pass
     return out.transpose(1, 2).contiguous(), None
+
+
+def _read(layer: ManagedLayer, now: Pass) -> tuple[Tensor, Tensor]:
+    """Return rotated keys and values of a layer, prepared once in a pass for all that read it."""
+    if layer not in now.read:
+        found = layer.rotated_keys(), layer.values
+        if not layer.shared:
+            return found
+        now.read[layer] = found
+    return now.read[layer]
 
 
 def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
@@ -108,6 +118,7 @@ def run(text_model: Any, cache: KVCache) -> Tensor:
         more["per_layer_inputs"] = text_model.get_per_layer_inputs(chunk.tokens, None)
     more[cache_keyword(type(text_model).forward)] = cache
     out = text_model(inputs_embeds=chunk.embeds, position_ids=zeros, use_cache=True, kv_cache=cache, **more)
+    cache.now.read.clear()  # not held until the next pass
     hidden: Tensor = out.last_hidden_state
     return hidden
 

@@ -1,8 +1,8 @@
 """Keys and values in 8 or 4 bits: small integers with a scale and an offset for every group of channels of a slot.
 
 A slot's numbers depend on that slot alone, so that keeping slots stays a copy of rows. Channels are grouped within a head, as
-in vLLM's and llama.cpp's caches; keys are quantised before rotation where slots move, which KVQuant (arXiv 2401.18079) found
-to be the kinder place.
+in vLLM's and llama.cpp's caches; keys are quantised before rotation, as slots move, and as KVQuant (arXiv 2401.18079) found
+to cost least.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Channels:
 
 
 EVENED = 4
-"""Keys of so many bits need their channels evened; with 8 bits it makes no difference (docs/measurements/kv-bits.md)."""
+"""Keys of this many bits need their channels evened; with 8 bits it makes no difference (docs/measurements/kv-bits.md)."""
 
 
 def scales_of(column: str) -> str:

@@ -43,6 +43,7 @@ class SharedLayer:
 
     def __init__(self, source: ManagedLayer) -> None:
         self.source = source
+        source.shared = True
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return nothing: a saved session holds the source."""

@@ -24,6 +24,9 @@ class Pass:
     """The slots whose queries the policy is being shown."""
     rotations: dict[Hashable, Rotation] = field(default_factory=dict)
 
+    read: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Rotated keys and values of layers that later ones read too."""
+
     def shared(self, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
         """Return the rotation of `key`, computed for the first layer that asks."""
         if key not in self.rotations:

@@ -42,13 +42,14 @@ class KVCache(Cache):  # type: ignore[misc]
     ) -> None:
         rope, sliding_rope = copy.copy(rope), copy.copy(sliding_rope)  # their stride belongs to this stream
         shapes = shapes or [LayerSpec()] * len(budgets)
+        kind = managed_kind(shapes)
         layers: list[ManagedLayer | StateLayer | SharedLayer] = []
         for budget, shape in zip(budgets, shapes, strict=True):
             if shape.kind == "state":
                 layers.append(StateLayer())
             elif shape.source is not None:
                 layers.append(SharedLayer(cast(ManagedLayer, layers[shape.source])))
-            elif shape.kind == managed_kind(shapes):
+            elif shape.kind == kind:
                 layers.append(ManagedLayer(policy, rope if shape.rotary else NoRope(rope.axes), budget, shape.window, bits))
             else:
                 assert shape.window is not None

@@ -56,6 +56,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.focus: Lookout | None = None
         self.channels: Channels | None = None
         """Of its unrotated keys, where these are quantised to few bits."""
+        self.shared = False
+        """Later layers read it too."""
         self.scaling = 1.0
         self.slots: Slots
         self.store: KVStore
@@ -193,7 +195,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         kept = min(self.queries.shape[2], seen)
         window = kept if rows is None else min(rows, kept)
         latest = torch.arange(seen - window, seen, device=self.device) % self.queries.shape[2]
-        rotation = self.rope.at(self.numbering.positions()[..., -window:], self.keys)
+        rotation = self.rope.at(self.numbering.positions()[..., -window:], self.slots.like)
         rotated = rotate_queries(self.queries[:, :, latest], rotation)
         return group_mean(attention_weights(rotated, self.rotated_keys(), self.scaling), self.kv_heads)
 

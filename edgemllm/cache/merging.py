@@ -31,10 +31,10 @@ def merge(layer: CacheLayer, kept: Tensor, how: Merge, keys: bool = True, filter
     """
     if how == "none" or kept.shape[-1] == layer.length:
         return
-    heads, size = layer.kv_heads, layer.keys.shape[-1]
     unrotated = layer.unrotated_keys()
+    heads, size = unrotated.shape[1], unrotated.shape[-1]
     kept = kept.expand(-1, heads, -1)
-    gone = torch.ones(layer.keys.shape[0], heads, layer.length, dtype=torch.bool, device=layer.device)
+    gone = torch.ones(len(unrotated), heads, layer.length, dtype=torch.bool, device=layer.device)
     gone = gone.scatter_(-1, kept, False).nonzero()[:, 2].view(*kept.shape[:2], -1)
 
     def rows(buffer: Tensor, index: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def checked(policy: object, layer: CacheLayer, score: object) -> Tensor:
     Looking at values makes a GPU wait, so there only a layer's first compaction does, and only under policies from outside.
     """
     name, heads = type(policy).__name__, layer.kv_heads
-    allowed = [(layer.keys.shape[0], count, layer.length) for count in sorted({1, heads})]
+    allowed = [(layer.positions.shape[1], count, layer.length) for count in sorted({1, heads})]
     if not isinstance(score, torch.Tensor) or tuple(score.shape) not in allowed:
         got = tuple(score.shape) if isinstance(score, torch.Tensor) else repr(score)[:40]
         raise UsageError(f"policy {name}: score() returned {got}, expected {' or '.join(map(str, allowed))}")

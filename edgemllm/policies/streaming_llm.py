@@ -27,7 +27,7 @@ class StreamingLLM(CachePolicy):
         return self.sinks + 1
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return torch.arange(layer.length, device=layer.device).expand(layer.keys.shape[0], 1, -1)
+        return torch.arange(layer.length, device=layer.device).expand(1, 1, -1)
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return self.sinks, 0

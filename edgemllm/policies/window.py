@@ -21,4 +21,4 @@ class Window(CachePolicy):
     """Keeps the newest tokens."""
 
     def score(self, layer: CacheLayer) -> Tensor:
-        return torch.arange(layer.length, device=layer.device).expand(layer.keys.shape[0], 1, -1)
+        return torch.arange(layer.length, device=layer.device).expand(1, 1, -1)

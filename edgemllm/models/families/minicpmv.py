@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -110,14 +109,6 @@ class MiniCPMVFamily(ModelFamily):
         options = {name: found[name] for name in known if found.get(name) is not None}
         options |= {"patch_size": self.model.config.vision_config.patch_size}
         return MiniCPMV4_6ImageProcessorPil(downsample_mode=self.model.config.downsample_mode, **options)
-
-    @cached_property
-    def image_spec(self) -> Any:
-        return self.picture_spec("image")
-
-    @cached_property
-    def video_spec(self) -> Any:
-        return self.picture_spec("video")
 
 
 def on_canvas(grids: Sequence[tuple[int, int]], cut: tuple[int, int], origin: int) -> Tensor:
