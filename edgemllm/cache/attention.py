@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.constant_layers import SharedLayer
+from edgemllm.cache.constant_layers import SharedLayer, read
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kernels import attend, visible_slots
 from edgemllm.cache.kv_cache import KVCache
@@ -52,7 +52,7 @@ def attention(
         watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
         if layer.policy.query_window:
             layer.remember_queries(query, scale)
-    query, (key, value) = rotate_queries(query, rotation), _read(layer, kv_cache.now)
+    query, (key, value) = rotate_queries(query, rotation), read(layer, kv_cache.now)
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
@@ -62,16 +62,6 @@ def attention(
         for _ in _watch(layer, kv_cache.now, query, key, scale, watched):
             pass
     return out.transpose(1, 2).contiguous(), None
-
-
-def _read(layer: ManagedLayer, now: Pass) -> tuple[Tensor, Tensor]:
-    """Return rotated keys and values of a layer, prepared once in a pass for all that read it."""
-    if layer not in now.read:
-        found = layer.rotated_keys(), layer.values
-        if not layer.shared:
-            return found
-        now.read[layer] = found
-    return now.read[layer]
 
 
 def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:

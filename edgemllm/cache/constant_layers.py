@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
+from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.managed_layer import ManagedLayer
 
 
@@ -51,3 +52,13 @@ class SharedLayer:
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Do nothing, as there is nothing to put in."""
+
+
+def read(layer: ManagedLayer, now: Pass) -> tuple[Tensor, Tensor]:
+    """Return rotated keys and values of a layer, prepared once in a pass for all that read it."""
+    if layer not in now.read:
+        found = layer.rotated_keys(), layer.values
+        if not layer.shared:
+            return found
+        now.read[layer] = found
+    return now.read[layer]

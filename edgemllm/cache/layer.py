@@ -56,9 +56,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.focus: Lookout | None = None
         self.channels: Channels | None = None
         """Of its unrotated keys, where these are quantised to few bits."""
-        self.shared = False
-        """Later layers read it too."""
-        self.scaling = 1.0
+        self.shared, self.scaling = False, 1.0  # `shared`: later layers read it too
         self.slots: Slots
         self.store: KVStore
         self.numbering: Numbering
