@@ -113,6 +113,11 @@ class Archive:
             with self.database.transaction():
                 work()
         except EdgeError as error:
+            self.give_up(error)
+
+    def give_up(self, error: EdgeError) -> None:
+        """End archiving with one line: the disk is full, or the file damaged."""
+        if self.growing:
             self.growing = False
             self.say(f"warning: archiving ends here, watching continues: {error.message}")
 

@@ -10,13 +10,16 @@ from edgemllm.archive.session import ArchivedSession
 from edgemllm.errors import MissingError, UsageError
 from edgemllm.session import Session
 
+CLEARED = "cleared"
+"""What an archive says of those before it whose place it took when they were cleared: nothing of them is left."""
+
 
 def state(session: Session) -> dict[str, Any] | None:
     """Return which archive a session keeps, how much was written to it, and where its text is; None without one."""
     if not isinstance(session, ArchivedSession):
         return None
     archive = session.archive
-    return {"id": archive.identity, "path": str(archive.path), "written": archive.written(), "text": session.reading()}
+    return {"id": archive.identity, "path": str(archive.path), "written": archive.written(), **session.going_on()}
 
 
 def take_over(session: Session, saved: Mapping[str, Any] | None, path: Path) -> None:
@@ -27,6 +30,8 @@ def take_over(session: Session, saved: Mapping[str, Any] | None, path: Path) -> 
     if saved is None or not isinstance(session, ArchivedSession):
         return
     archive = session.archive
+    if saved["id"] in archive.database.about.get(CLEARED, "").split():
+        return
     if archive.identity != saved["id"]:
         raise UsageError(
             f"{path} was saved with the archive {saved['path']}, and {archive.path} is another one",
@@ -38,4 +43,4 @@ def take_over(session: Session, saved: Mapping[str, Any] | None, path: Path) -> 
             f"were written to it, not {saved['written']:,}",
             "the newer copy, or omit --archive",
         )
-    session.continue_reading(saved["text"])
+    session.go_on(saved, more=archive.written() > saved["written"])

@@ -22,6 +22,7 @@ from edgemllm.archive.notes import Notes
 from edgemllm.archive.passages import Passages
 from edgemllm.archive.pictures import decoded, encoded
 from edgemllm.cache.chunk import Chunk
+from edgemllm.errors import EdgeError
 from edgemllm.media.frame import Frame
 from edgemllm.models.chat import Sampling
 from edgemllm.models.tokens import Token
@@ -99,14 +100,21 @@ class ArchivedSession(Session):
         self._sizes += [size for _, size, _ in tokens]
         self._keys += notes.keys
 
-    def reading(self) -> dict[str, Any] | None:
-        """Return where the running text is in its archive: what `continue_reading` takes."""
-        return self._passages.place if self._passages else None
+    def going_on(self) -> dict[str, Any]:
+        """Return where this session is in its archive: what `go_on` takes."""
+        text = self._passages.place if self._passages else None
+        return {"text": text, "video": self._video, "frame_tokens": self._each, "earlier": self._earlier}
 
-    def continue_reading(self, place: Mapping[str, Any] | None) -> None:
-        """Continue a text after the place that `reading` gave in an earlier run; what cannot be read twice begins anew."""
-        again = place is not None and Path(self.archive.media()[place["medium"]]).is_file()
-        self._passages = Passages(**place) if place and again else None
+    def go_on(self, place: Mapping[str, Any], more: bool) -> None:
+        """Continue where `going_on` was called in an earlier run; what cannot be read twice begins anew.
+
+        `more`: the archive holds what this session's cache never did.
+        """
+        text = place["text"]
+        again = text is not None and Path(self.archive.media().get(text["medium"], "")).is_file()
+        self._passages = Passages(**text) if text and again else None
+        self._video, self._each = place.get("video", 0), place.get("frame_tokens", 0)
+        self._earlier = more or place.get("earlier", True)
 
     def clear(self) -> None:
         super().clear()
@@ -119,7 +127,7 @@ class ArchivedSession(Session):
         self._asked, self.looked = question, Look()
         kept = min(layer.length for layer in self.cache.managed)
         if self._earlier or kept < self.cache.seen:  # else all there is, is still in the cache
-            self._look_again(question)
+            yield from self._look_again(question)
         yield from super().put(question, beginning)
 
     def answer(self, sampling: Sampling = GREEDY) -> Iterator[str]:
@@ -133,18 +141,21 @@ class ArchivedSession(Session):
         if not self.stopped:
             self.archive.add_turn(self.meter.video_s, self._asked, "".join(pieces).strip(), self.looked.spans)
 
-    def _look_again(self, question: str) -> None:
-        """Take in the parts of the archive that the question leads to; they are held until it is answered."""
-        began, seen, meter = time.perf_counter(), self.cache.seen, vars(self.meter).copy()
-        chosen = self._chosen(question)
+    def _look_again(self, question: str) -> Iterator[Tensor]:
+        """Take in the parts of the archive that the question leads to, step by step; they are held until it is answered."""
+        began, seen = time.perf_counter(), self.cache.seen
+        try:
+            chosen = self._chosen(question)
+            pictures = {place: self.archive.picture(place) for place in chosen if not place.words}
+        except EdgeError as error:  # a damaged archive is no reason not to answer
+            self.archive.give_up(error)
+            return
         self._close()
-        held = self._hold()
-        frames = [place for place in chosen if not place.words]
+        held, frames = self._hold(), list(pictures)
         for part in parts(frames) if self._frame_tokens() >= TIMED_FRAME else [frames] if frames else []:
-            self._show(part)
-        self._quote([place for place in chosen if place.words])
+            yield from self._show({place: pictures[place] for place in part})
+        yield from self._quote([place for place in chosen if place.words])
         held.end = self.position
-        vars(self.meter).update({name: meter[name] for name in ("frames", "frame_s", "video_s")})
         self.looked = Look(tuple(chosen), self.cache.seen - seen, round(1000 * (time.perf_counter() - began), 1))
 
     def _chosen(self, question: str) -> list[Place]:
@@ -173,19 +184,28 @@ class ArchivedSession(Session):
         each = self._frame_tokens()
         return each + (len(self.family.tokenize(_at(place))) if each >= TIMED_FRAME else 0)
 
-    def _show(self, places: Sequence[Place]) -> None:
+    def _show(self, pictures: Mapping[Place, bytes]) -> Iterator[Tensor]:
         """Show frames as one video, with their time before it where that is little beside them."""
         if self._frame_tokens() >= TIMED_FRAME:
-            self.see_or_hear(_at(places[0]))
-        found = [decoded(self.archive.picture(place), place.first) for place in places]
+            self.see_or_hear(_at(next(iter(pictures))))
+        found = [decoded(jpeg, place.first) for place, jpeg in pictures.items()]
         frames = [frame for frame in found if frame is not None]
         for start in range(0, len(frames), FRAMES_AT_ONCE):
+            counts = {name: getattr(self.meter, name) for name in ("frames", "frame_s", "video_s")}
             super().see(frames[start : start + FRAMES_AT_ONCE])
+            vars(self.meter).update(counts)  # they are not new
+            yield from self._newest()
         self._close()
 
-    def _quote(self, places: Sequence[Place]) -> None:
+    def _quote(self, places: Sequence[Place]) -> Iterator[Tensor]:
         if places:
             self.see_or_hear("".join(map(self._quoted, places)))
+            yield from self._newest()
+
+    def _newest(self) -> Iterator[Tensor]:
+        """Give the hidden state of the newest token, so that a second look can be interrupted as `passes` can."""
+        assert self.last is not None
+        yield self.last
 
     def _quoted(self, place: Place) -> str:
         return f"[line {place.line}] {self.archive.text(place).strip()}\n"
