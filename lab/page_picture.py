@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -20,11 +21,15 @@ QUESTIONS = (
 
 def main() -> None:
     """Watch the sample lecture, ask, and write the picture."""
-    with serving("--kv-budget", "96") as client, sync_playwright() as running:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving("--kv-budget", "96", "--archive", folder) as client,
+        sync_playwright() as running,
+    ):
         browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1000, "height": 880}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1000, "height": 920}, color_scheme="light")
         page.goto(str(client.base_url))
-        page.get_by_label("Policy").select_option("edge")
+        page.get_by_label("Policy").select_option("inf-mllm")
         page.get_by_label("Play a recording by the clock").check()
         page.get_by_role("button", name="Begin").click()
         for seconds, question in QUESTIONS:

@@ -1,9 +1,10 @@
-"""Measure `edgemllm serve` on this machine: memory over an hour, many clients, clients that leave, and fairness.
+"""Measure `edgemllm serve` on this machine: memory over an hour, many clients, clients that leave or read slowly, and fairness.
 
-    python -m lab.measure.serving hour clients leavers fairness
+    python -m lab.measure.serving hour clients leavers fairness readers
 
 starts a server with the demo model for each, with cameras of its own (MJPEG over HTTP, the sample lecture again and again), and
-prints what it found. `--minutes` shortens the hour. Exit 1 where memory grew by more than 2%, or an answer was lost.
+prints what it found. `--minutes` shortens the hour, `--archive` gives its session an archive. Exit 1 where memory grew by more
+than 2%, an answer was lost, or a slow reader held another one up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import json
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -70,9 +73,9 @@ def serving(*arguments: str) -> Iterator[httpx.Client]:
         command = [sys.executable, "-m", "edgemllm", "serve", "--port", "0", "--state", state, *arguments]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            line = process.stderr.readline()
+            lines = (re.findall(r"http://\S+", line) for line in process.stderr)
+            [address] = next(found for found in lines if found)  # after what an archive says of the model
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            [address] = re.findall(r"http://\S+", line)
             try:
                 with httpx.Client(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
                     yield client
@@ -99,22 +102,27 @@ def session(client: httpx.Client, **wish: Any) -> str:
     return f"/v1/sessions/{answer.json()['id']}"
 
 
-def hour(minutes: int) -> bool:
+def hour(minutes: int, archive: bool = False) -> bool:
     """Watch a camera and ask a question a minute; memory after a sixth of the time and at the end."""
-    found = []
-    with camera(10) as address, serving("--source", f"door={address}", "--kv-budget", "256") as client:
+    found, kv = [], []
+    with contextlib.ExitStack() as at_end:
+        options = ["--archive", at_end.enter_context(tempfile.TemporaryDirectory())] if archive else []
+        source = f"door={at_end.enter_context(camera(10))}"
+        client = at_end.enter_context(serving("--source", source, "--kv-budget", "256", *options))
         path = session(client, source="door")
         for minute in range(1, minutes + 1):
             time.sleep(60)
             client.post(f"{path}/ask", json={"question": QUESTION, "stream": False}).raise_for_status()
             found.append(rss(client))
+            now = client.get(path).json()
+            kv.append(now["kv"]["bytes"])
             print(f"\r{minute} min, {found[-1]:.1f} MiB", end="", file=sys.stderr)
-        now = client.get(path).json()
     print(file=sys.stderr)
     early, late = found[max(0, minutes // 6 - 1)], found[-1]
     print(
         f"hour: {minutes} min, {now['frames']} frames, {now['dropped']} dropped, {minutes} questions; RSS {early:.1f} MiB "
-        f"after {max(1, minutes // 6)} min, {late:.1f} MiB at the end ({late / early - 1:+.2%}), at most {max(found):.1f} MiB"
+        f"after {max(1, minutes // 6)} min, {late:.1f} MiB at the end ({late / early - 1:+.2%}), at most {max(found):.1f} MiB; "
+        f"KV {min(kv[1:], default=0):,} to {max(kv[1:], default=0):,} bytes after the first minute; archive: {now['archive']}"
     )
     return late <= GROWTH * early
 
@@ -213,14 +221,90 @@ def fairness(answers: int = 20) -> bool:
     return bool(min(rates) > 0.5 * max(rates))
 
 
+@contextlib.contextmanager
+def reading(client: httpx.Client, body: dict[str, Any], pause: float | None) -> Iterator[None]:
+    """Ask beside others, and read a byte at a time with a pause after each; None: read no more after the first piece."""
+    url, text, over = client.base_url, json.dumps(body).encode(), threading.Event()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # little waits outside of the server
+        connection.connect((url.host, url.port or 80))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+        connection.recv(1)
+        connection.settimeout(0.5)
+
+        def read() -> None:
+            while pause is not None and not over.wait(pause):
+                with contextlib.suppress(TimeoutError):
+                    connection.recv(1 if pause else 1 << 16)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        yield
+        over.set()
+        reader.join()
+
+
+def timed(client: httpx.Client, seed: int) -> tuple[float, float]:
+    """Return milliseconds to the first piece of an answer of 60 tokens, and pieces per second from there."""
+    body = {**ENDLESS, "max_tokens": 60, "seed": seed}
+    began, times = time.monotonic(), []
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if '"content": "' in line and '"content": ""' not in line:
+                times.append(time.monotonic())
+    return 1000 * (times[0] - began), (len(times) - 1) / (times[-1] - times[0])
+
+
+def readers(rounds: int = 12) -> bool:
+    """Time one client alone, and beside another that reads at once, a byte every 100 ms, or no more; alternating."""
+    short = {**ENDLESS, "max_tokens": 60}
+    kinds: dict[str, Callable[[httpx.Client], contextlib.AbstractContextManager[None]]] = {
+        "alone": lambda client: contextlib.nullcontext(),
+        "beside one that reads at once": lambda client: reading(client, ENDLESS, 0.0),
+        "beside a byte every 100 ms": lambda client: reading(client, ENDLESS, 0.1),
+        "beside one that stops reading": lambda client: reading(client, ENDLESS, None),
+        "beside a byte every 100 ms of an answer that is made": lambda client: _made(client, short),
+    }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
+    with serving("--kv-budget", "256", "--parallel", "2") as client:
+        timed(client, 0)
+        for number in range(rounds):
+            order = list(kinds)[number % len(kinds) :] + list(kinds)[: number % len(kinds)]
+            for name in order:
+                with kinds[name](client):
+                    found[name].append(timed(client, number))
+                while metrics(client)["edgemllm_answers_running"]:
+                    time.sleep(0.05)
+    for name, pairs in found.items():
+        first, speed = [statistics.quantiles(each, n=4) for each in zip(*pairs, strict=True)]
+        print(
+            f"readers: {name}: first piece after {first[1]:.0f} ms (quartiles {first[0]:.0f} to {first[2]:.0f}), "
+            f"then {speed[1]:.1f} tokens/s ({speed[0]:.1f} to {speed[2]:.1f}), {rounds} rounds"
+        )
+    at_once, slow, stopped = (statistics.median(speed for _, speed in found[name]) for name in list(kinds)[1:4])
+    return min(slow, stopped) > 0.8 * at_once
+
+
+@contextlib.contextmanager
+def _made(client: httpx.Client, body: dict[str, Any]) -> Iterator[None]:
+    """Read an answer slowly that is computed already."""
+    with reading(client, body, 0.1):
+        while metrics(client)["edgemllm_answers_running"]:
+            time.sleep(0.05)
+        yield
+
+
 def main() -> None:
     """Run the measurements that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("hour", "clients", "leavers", "fairness"))
+    parser.add_argument("what", nargs="+", choices=("hour", "clients", "leavers", "fairness", "readers"))
+    parser.add_argument("--archive", action="store_true")
     parser.add_argument("--minutes", type=int, default=60)
     given = parser.parse_args()
     known: dict[str, Callable[[], bool]] = {
-        "hour": lambda: hour(given.minutes), "clients": clients, "leavers": leavers, "fairness": fairness,
+        "hour": lambda: hour(given.minutes, given.archive), "clients": clients, "leavers": leavers, "fairness": fairness,
+        "readers": readers,
     }  # fmt: skip
     found = [known[name]() for name in given.what]
     if not all(found):
