@@ -78,6 +78,37 @@ def test_a_session_is_begun_asked_and_found_again(browser: Any, tmp_path: Path) 
         assert problems == []
 
 
+def test_the_timeline_shows_cache_archive_and_what_was_looked_at_again(browser: Any, tmp_path: Path) -> None:
+    with serving("--kv-budget", "48", "--archive", str(tmp_path)) as served:
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        problems = listen(page)
+        page.goto(served.address)
+        page.get_by_label("Policy").select_option("streaming-llm")
+        page.get_by_role("button", name="Begin").click()
+        page.locator("#meter", has_text="150 seen").wait_for()
+        assert page.locator("#archived .archived").count() == 1
+        assert page.locator("#recalled .recalled").count() == 0
+        page.get_by_label("Ask about what was seen").fill(QUESTION)
+        page.keyboard.press("Enter")
+        answer = page.locator("#answers li", has_text=QUESTION)
+        answer.wait_for()
+        assert answer.locator(".answer").text_content() == "5"
+        assert "looked again at 00:00:2" in answer.text_content()
+        page.locator("#timeline-text", has_text="Looked at again").wait_for()
+        assert "In the archive: 00:00:00 to 00:02:29" in page.locator("#timeline-text").text_content()
+        assert page.locator("#recalled .recalled").count() >= 1
+        assert faults(page) == []
+        page.reload()
+        answer.wait_for()
+        assert page.locator("#recalled .recalled").count() >= 1
+        page.get_by_role("button", name="New session").click()
+        page.get_by_label("Keep an archive, and look again").uncheck()
+        page.get_by_role("button", name="Begin").click()
+        page.locator("#title", has_text="lecture, inf-mllm").wait_for()
+        assert not page.locator("#archived").is_visible()
+        assert problems == []
+
+
 def test_a_phone_the_dark_and_a_key(browser: Any) -> None:
     with serving("--kv-budget", "256", "--api-key", "secret") as served:
         page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")

@@ -6,6 +6,7 @@ import typer
 
 from edgemllm.cli.groups import grouped
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import FolderOptions
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.commands.serve.extra import check_extra
 from edgemllm.commands.serve.options import SafetyOptions, ServerOptions, WatchOptions
@@ -17,6 +18,7 @@ def serve(
     server: ServerOptions,
     safety: SafetyOptions,
     watch: WatchOptions,
+    kept: FolderOptions,
     clip: options.SamplingOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -34,6 +36,6 @@ def serve(
     with Interrupts() as interrupts:  # before anything slow is imported
         from edgemllm.commands.serve import command
 
-        command.serve(server, safety, watch, clip, size, run, reply, quiet, verbose, dry_run)
+        command.serve(server, safety, watch, kept, clip, size, run, reply, quiet, verbose, dry_run)
     if interrupts.code:
         raise typer.Exit(interrupts.code)

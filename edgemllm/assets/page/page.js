@@ -65,23 +65,37 @@ function element(name, className, text) {
   return made;
 }
 
-function showTimeline() {
-  const { video_s: end = 0, remembered } = state.info, spans = remembered?.video ?? [], whole = Math.max(end, 1);
-  const mark = (className, start, width, top, height) => {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    for (const [name, value] of Object.entries({ class: className, x: start, width, y: top, height })) rect.setAttribute(name, value);
+function marks(className, spans, whole, { height = 30, least = 2 } = {}) {
+  return spans.map(([from, to]) => {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect"), width = Math.max(least, (1000 * (to - from)) / whole);
+    const place = { class: className, x: Math.min(1000 - width, (1000 * from) / whole), width, y: 0, height };
+    for (const [name, value] of Object.entries(place)) rect.setAttribute(name, value);
     return rect;
-  };
-  const kept = spans.map(([from, to]) => mark("kept", (1000 * from) / whole, Math.max(2, (1000 * (to - from)) / whole), 0, 60));
-  const asked = state.answers.map(({ video_s }) => mark("asked", Math.min(996, (1000 * video_s) / whole), 4, 0, 18));
-  $("timeline").replaceChildren(...kept, ...asked);
+  });
+}
+
+function inWords(spans) {
+  const words = spans.slice(-8).map(([from, to]) => (clock(from) === clock(to) ? clock(from) : `${clock(from)} to ${clock(to)}`));
+  return `${spans.length > 8 ? "…, " : ""}${words.join(", ")}`;
+}
+
+function showTimeline() {
+  const { video_s: end = 0, remembered, archive, recalled } = state.info, whole = Math.max(end, 1);
+  const kept = remembered?.video ?? [], archived = archive?.video ?? [], again = recalled?.video ?? [];
+  const asked = state.answers.map(({ video_s }) => [video_s, video_s]), earlier = state.answers.flatMap((answer) => answer.recalled?.video ?? []);
+  $("cached").replaceChildren(...marks("kept", kept, whole), ...marks("asked", asked, whole, { height: 12, least: 4 }));
+  $("archived").replaceChildren(...marks("archived", archived, whole));
+  $("recalled").replaceChildren(...marks("recalled earlier", earlier, whole, { least: 4 }), ...marks("recalled", again, whole, { least: 4 }));
+  for (const each of document.querySelectorAll(".of-archive")) each.toggleAttribute("hidden", !archive);
   $("end").textContent = clock(end);
-  const words = spans.slice(-8).map(([from, to]) => `${clock(from)} to ${clock(to)}`).join(", ");
-  $("timeline-text").textContent = spans.length ? `At least partly in the cache: ${spans.length > 8 ? "…, " : ""}${words}` : "No video is in the cache.";
+  const told = [kept.length ? `At least partly in the cache: ${inWords(kept)}.` : "No video is in the cache."];
+  if (archived.length) told.push(`In the archive: ${inWords(archived)}.`);
+  if (again.length) told.push(`Looked at again for the newest question: ${inWords(again)}.`);
+  $("timeline-text").textContent = told.join(" ");
 }
 
 function showMeter() {
-  const { kv, speed, frames, dropped, lines, status, reason } = state.info;
+  const { kv, speed, frames, dropped, lines, status, reason, archive } = state.info;
   const rows = { Status: reason ? `${status}: ${reason}` : status };
   if (kv) {
     const share = kv.budget_tokens ? kv.tokens / kv.budget_tokens : 0;
@@ -93,14 +107,16 @@ function showMeter() {
       Speed: `${speed.decode_tps.toFixed(1)} tokens/s answering, ${speed.prefill_tps.toFixed(0)} tokens/s taking in`,
       Frames: `${frames} seen, ${dropped} dropped`,
       ...(lines && { Lines: `${lines} read` }),
+      ...(archive && { Archive: archive.notice ? `${size(archive.bytes)}; ${archive.notice}` : size(archive.bytes) }),
     });
   }
   $("meter").replaceChildren(...Object.entries(rows).flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]));
 }
 
-function answerItem({ question, answer, video_s, stopped }) {
+function answerItem({ question, answer, video_s, stopped, recalled }) {
   const item = element("li");
   item.append(element("p", "question", `${clock(video_s)} ${question}`), element("p", "answer", answer + (stopped ? " (stopped)" : "")));
+  if (recalled?.video.length) item.append(element("p", "quiet again", `looked again at ${inWords(recalled.video)}`));
   return item;
 }
 
@@ -130,7 +146,7 @@ function show(info) {
 // ---- sessions
 
 async function listSessions() {
-  const [{ data }, { sources, policies }, models] = await Promise.all(["v1/sessions", "v1/sources", "v1/models"].map((path) => fetched(path)));
+  const [{ data }, { sources, policies, archive }, models] = await Promise.all(["v1/sessions", "v1/sources", "v1/models"].map((path) => fetched(path)));
   $("model").textContent = models.data[0].id;
   const named = ({ id, source, policy }) => new Option(`${source ?? "without a source"}, ${policy} (${id.slice(0, 4)})`, id, false, id === state.id);
   $("sessions").replaceChildren(new Option("none", ""), ...data.map(named));
@@ -138,6 +154,7 @@ async function listSessions() {
   fill("source", "none: frames are sent", sources);
   fill("policy", "the server's", policies);
   $("wish").elements.source.value = sources[0] ?? "";
+  $("archive-choice").hidden = !archive;
   return data;
 }
 
@@ -165,6 +182,7 @@ async function listen(id) {
       for await (const [name, fields] of serverEvents(answer)) {
         if (name === "stats") show(fields);
         if (name === "answer") hear(fields);
+        if (name === "archive") tell(fields.notice);
         if (name === "lost") tell(`${fields.source} was lost (${fields.reason}); connecting again`);
         if (name === "back") tell(`${fields.source} is back after ${fields.gap_s.toFixed(0)} s`);
         if (name === "ended" && fields.reason) tell(fields.reason);
@@ -205,9 +223,10 @@ async function ask() {
 }
 
 async function begin() {
-  const { source, policy, kv_budget, fps, question, every, live } = $("wish").elements;
+  const { source, policy, kv_budget, fps, question, every, live, archive } = $("wish").elements;
   const given = { source: source.value, policy: policy.value, kv_budget: kv_budget.value.trim(), fps: Number(fps.value), live: live.checked };
   const body = Object.fromEntries(Object.entries(given).filter(([, value]) => value));
+  if (!archive.checked) body.archive = false;
   if (question.value.trim()) body.ask = [{ question: question.value.trim(), every: every.value.trim() || "30s" }];
   const { id } = await fetched("v1/sessions", { method: "POST", body });
   $("wish").hidden = true;

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 from edgemllm.commands.options import MEDIA, MEMORY, option
+from edgemllm.device.memory import parse_bytes
 from edgemllm.errors import UsageError
 from edgemllm.units import parse_time
 
 AROUND_S = 5.0
 
 
-@dataclass(frozen=True)
-class ArchiveOptions:
-    """Where everything is kept, and how much of the cache a second look may take."""
+LEAST = 1 << 20
+"""Bytes of the smallest archive: an empty one has some fifty KiB of tables."""
 
-    archive: Annotated[
-        Path | None,
-        option("--archive", help="Keep everything in this file, and look again at the right parts when asked.", panel=MEMORY),
-    ] = None
+
+@dataclass(frozen=True)
+class SizeOptions:
+    """How large an archive may be, and how much of the cache a second look may take."""
+
     archive_limit: Annotated[
         str,
         option("--archive-limit", help="Largest size of the archive; a full one keeps every other old frame.", panel=MEMORY),
@@ -35,6 +36,34 @@ class ArchiveOptions:
             max=0.5,
         ),
     ] = 0.25
+
+    @property
+    def most_archive_bytes(self) -> int:
+        """Return `--archive-limit`. Raises UsageError for one that holds nothing."""
+        limit = parse_bytes(self.archive_limit)
+        if limit < LEAST:
+            raise UsageError(f"--archive-limit {self.archive_limit} holds nothing", "--archive-limit 2GiB")
+        return limit
+
+
+@dataclass(frozen=True)
+class ArchiveOptions(SizeOptions):
+    """Where everything is kept."""
+
+    archive: Annotated[
+        Path | None,
+        option("--archive", help="Keep everything in this file, and look again at the right parts when asked.", panel=MEMORY),
+    ] = None
+
+
+@dataclass(frozen=True)
+class FolderOptions(SizeOptions):
+    """Where sessions of a server keep everything."""
+
+    archive: Annotated[
+        Path | None,
+        option("--archive", help="Keep an archive of each session in this folder. [default: none is kept]", panel=MEMORY),
+    ] = None
 
 
 @dataclass(frozen=True)

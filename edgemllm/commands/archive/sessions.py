@@ -9,12 +9,7 @@ from collections.abc import Callable, Iterator
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.session import ArchivedSession
 from edgemllm.commands.archive.options import ArchiveOptions
-from edgemllm.device.memory import parse_bytes
-from edgemllm.errors import UsageError
 from edgemllm.session import Session
-
-LEAST = 1 << 20
-"""Bytes of the smallest archive: an empty one has some fifty KiB of tables."""
 
 
 @contextlib.contextmanager
@@ -23,9 +18,7 @@ def sessions(options: ArchiveOptions, say: Callable[[str], None]) -> Iterator[Ca
 
     Raises as `Archive` does, and UsageError for a limit that holds nothing.
     """
-    limit = parse_bytes(options.archive_limit)
-    if limit < LEAST:
-        raise UsageError(f"--archive-limit {options.archive_limit} holds nothing", "--archive-limit 2GiB")
+    limit = options.most_archive_bytes
     if options.archive is None:
         yield Session
         return

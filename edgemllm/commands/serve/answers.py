@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +61,22 @@ class Answer:
             async with self.lanes.one():
                 with tempfile.TemporaryDirectory(prefix="edgemllm-", ignore_cleanup_errors=True) as folder:
                     found = await anyio.to_thread.run_sync(read, self.request.messages, self.engine.media, Path(folder))
-                    await take_turns(self.engine.turns, self._steps(found))
+                    await take_turns(self.engine.turns, self._archived(found))
         except Exception as error:
             self._output.close(error)
         else:
             self._output.close()
 
-    def _steps(self, conversation: Conversation) -> Work:
+    def _archived(self, conversation: Conversation) -> Work:
+        """Answer, with an archive for as long as that takes where one helps: for a video whose tokens may be evicted."""
+        archives = self.engine.archives if conversation.has_video and self.request.archive is not False else None
+        with archives.for_an_answer() if archives else nullcontext(Session) as make:
+            yield from self._steps(conversation, make)
+
+    def _steps(self, conversation: Conversation, make: Callable[..., Session]) -> Work:
         began = time.monotonic()
         question = conversation.exchanges[-1].question if conversation.has_media else None
-        session = self.engine.session(conversation.system, question)
+        session = self.engine.session(conversation.system, question, make)
         sampling = self.engine.sampling_of(self.request)
         first: float | None = None
 

@@ -11,8 +11,10 @@ from types import FrameType
 import uvicorn
 
 from edgemllm.commands import options
+from edgemllm.commands.archive.options import FolderOptions
 from edgemllm.commands.plan.report import stop_after
 from edgemllm.commands.serve.app import build
+from edgemllm.commands.serve.archives import Archives
 from edgemllm.commands.serve.budget import bounded, times
 from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.guard import Rules, is_loopback
@@ -36,6 +38,7 @@ def serve(
     server: ServerOptions,
     safety: SafetyOptions,
     watch: WatchOptions,
+    kept: FolderOptions,
     clip: options.SamplingOptions,
     size: options.DetailOptions,
     run: options.RequestOptions,
@@ -58,13 +61,15 @@ def serve(
     launch = times(bounded(request), server.parallel)
     if dry_run:
         stop_after(launch, json=False)
-    memory = MemoryPlan(launch.plan)
+    memory, archives = MemoryPlan(launch.plan), _archives(kept, say)
     with _listen(server) as listening:
         session = launch.open()
         session.format  # noqa: B018 a model that cannot chat is refused here, before somebody asks
         memory.reserve("answers", Share.of(launch.plan))
         sampling = Sampling(reply.max_tokens, reply.temperature, reply.top_p, reply.seed)
-        engine = Engine(launch, session.family, sampling, media, memory, say)
+        engine = Engine(launch, session.family, sampling, media, memory, say, archives)
+        if archives is not None:
+            archives.calibrate(session.family)
         del session
         registry = Registry(engine, Sources(addresses, media, clip.fps), watch.folder(), periods)
         app = build(engine, Lanes(server.parallel, server.queue, engine.metrics), registry, rules, safety.cors, verbose)
@@ -96,6 +101,12 @@ class _Server(uvicorn.Server):
 
 def _limits(safety: SafetyOptions, clip: options.SamplingOptions) -> Limits:
     return Limits(safety.folder(), safety.allow_private, safety.most_bytes, safety.most_pixels, clip.fps, clip.max_frames)
+
+
+def _archives(kept: FolderOptions, say: Callable[[str], None]) -> Archives | None:
+    if kept.archive is None:
+        return None
+    return Archives(kept.archive, kept.most_archive_bytes, kept.archive_share, say)
 
 
 def _listen(server: ServerOptions) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from edgemllm.commands.serve.answers import Answer, Summary
+from edgemllm.commands.serve.described import Completion
 from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.events import STREAMED, EventStream, event, while_there
 from edgemllm.commands.serve.lanes import Lanes
@@ -33,10 +34,11 @@ def routes(engine: Engine, lanes: Lanes) -> APIRouter:
         _check_model(engine, name)
         return model
 
-    @router.post("/chat/completions", responses=STREAMED)
+    @router.post("/chat/completions", responses=STREAMED, response_model=Completion, response_model_exclude_unset=True)
     async def chat_completions(body: ChatRequest, request: Request) -> Any:
         """Answer a conversation that may show pictures and videos; with `stream` as server-sent events."""
         _check_model(engine, body.model)
+        engine.keeps_archive(body.archive)
         answer, head = Answer(engine, lanes, body), _head(engine.name, bool(body.stream))
         try:
             # Until the first piece, or the failure, is there: so errors have their status.

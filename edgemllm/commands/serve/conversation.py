@@ -40,6 +40,11 @@ class Conversation:
         """Return whether anything is shown."""
         return any(exchange.shown for exchange in self.exchanges)
 
+    @property
+    def has_video(self) -> bool:
+        """Return whether a video is shown."""
+        return any(isinstance(shown, Clip) for exchange in self.exchanges for shown in exchange.shown)
+
 
 def read(messages: Sequence[Message], media: Media, folder: Path) -> Conversation:
     """Read messages, and fetch into `folder` what they show. Raises Refusal for an order that no template writes."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from edgemllm.commands.serve.archives import Archives
 from edgemllm.commands.serve.media import Media
 from edgemllm.commands.serve.memory_plan import MemoryPlan
 from edgemllm.commands.serve.metrics import Metrics
+from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import Sampled
 from edgemllm.commands.serve.turns import Turns, Work
 from edgemllm.launch import Launch, out_of_memory
@@ -62,6 +64,8 @@ class Engine:
     memory: MemoryPlan
     say: Callable[[str], None]
     """Reports a line to whoever runs the server."""
+    archives: Archives | None = None
+    """None: nothing is kept."""
     metrics: Metrics = field(default_factory=Metrics)
     turns: Turns = field(default_factory=Turns)
 
@@ -74,11 +78,17 @@ class Engine:
         name = self.launch.request.model
         return Path(name).name if Path(name).exists() else name
 
-    def session(self, system: str | None, question: str | None = None) -> Session:
+    def keeps_archive(self, wanted: bool | None) -> bool:
+        """Return whether an archive is kept where that is `wanted`, or nothing is said. Raises Refusal where none can be."""
+        if wanted and self.archives is None:
+            raise Refusal(400, "this server keeps no archives", "edgemllm serve --archive FOLDER", param="archive")
+        return self.archives is not None and wanted is not False
+
+    def session(self, system: str | None, question: str | None = None, make: Callable[..., Session] = Session) -> Session:
         """Return an empty session as it was planned; `question`: what will be asked after what is shown."""
         launch = self.launch
         focus = (question,) if question and launch.focus else ()
-        return Session(
+        return make(
             self.family, launch.policy, launch.budget, launch.chunk, system or launch.request.system, focus, launch.bits
         )
 

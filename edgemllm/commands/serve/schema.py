@@ -33,6 +33,16 @@ class Sampled(BaseModel):
         return [text for text in given if text]
 
 
+class Archiving(BaseModel):
+    """Whether what is seen is kept on disk, and looked at again."""
+
+    archive: bool | None = Field(
+        default=None,
+        description="Keep what is seen and read on disk, and look again at what a question leads to. Default: where the "
+        "server has --archive.",
+    )
+
+
 class Link(BaseModel):
     """Where a picture or video is."""
 
@@ -123,7 +133,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(Sampled):
+class ChatRequest(Sampled, Archiving):
     """A conversation that ends with the user's question."""
 
     model_config = ConfigDict(extra="allow")

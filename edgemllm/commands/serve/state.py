@@ -1,30 +1,29 @@
-"""What a session holds and has lost, beside its answers."""
+"""What a session holds and has lost, and what it looked at again, beside its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from edgemllm.archive.extent import merged
+from edgemllm.archive.look import parts
+from edgemllm.archive.session import looked
 from edgemllm.session import Session
-
-GAP = 0.01
-"""Share of the whole below which a gap in what is remembered is closed."""
 
 
 def state(session: Session) -> dict[str, Any]:
-    """Return the `edgemllm` object: cache, evicted tokens, what is still remembered, and speed."""
+    """Return the `edgemllm` object: cache, evicted tokens, what is still remembered or was looked at again, and speed."""
     meter = session.meter
-    video = spans(session.remembered("video"), max(1.0, meter.video_s * GAP)) if meter.frames else []
-    lines = spans(session.remembered("text"), max(1.0, meter.lines * GAP)) if meter.lines else []
-    return {"kv": session.kv(), "remembered": {"video": video, "lines": lines}, "speed": meter.rates()}
+    video = merged(([each, each] for each in session.remembered("video")), meter.video_s) if meter.frames else []
+    lines = merged(([each, each] for each in session.remembered("text")), meter.lines) if meter.lines else []
+    remembered = {"video": video, "lines": lines}
+    return {"kv": session.kv(), "remembered": remembered, **recalled(session), "speed": meter.rates()}
 
 
-def spans(places: Sequence[float], gap: float) -> list[list[float]]:
-    """Return first and last of each run of places, sorted, that are at most `gap` apart."""
-    found: list[list[float]] = []
-    for place in places:
-        if found and place - found[-1][1] <= gap:
-            found[-1][1] = place
-        else:
-            found.append([place, place])
-    return found
+def recalled(session: Session) -> dict[str, Any]:
+    """Return what was looked at again for the newest question: seconds of video, lines of text; empty without an archive."""
+    look = looked(session)
+    if look is None:
+        return {}
+    seconds = [[part[0].first, part[-1].last] for part in parts([place for place in look.places if not place.words])]
+    lines = [[part[0].line, part[-1].line] for part in parts([place for place in look.places if place.words])]
+    return {"recalled": {"video": seconds, "lines": lines}, "recall_tokens": look.tokens, "recall_ms": look.ms}

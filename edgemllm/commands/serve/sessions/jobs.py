@@ -7,15 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from edgemllm.archive.session import name_source
 from edgemllm.commands.serve.conversation import answer
 from edgemllm.commands.serve.media import Picture
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.sessions.broadcast import Broadcast
 from edgemllm.commands.serve.sessions.sleeper import Record, Sleeper
+from edgemllm.commands.serve.state import recalled
 from edgemllm.commands.serve.turns import BUSY, Work
 from edgemllm.media.frame import Frame
 from edgemllm.models.chat import Sampling
 from edgemllm.models.tokens import pieces
+
+FRAMES, TEXT = "frames", "text"
+"""What an archive calls what clients send."""
 
 
 class Host(Protocol):
@@ -62,11 +67,12 @@ class Seen:
     def __call__(self, host: Host, job: Job) -> Work:
         session = host.sleeper.wake()
         before = session.meter.video_s
-        now = self.seconds if self.seconds is not None else before + host.interval * bool(session.meter.frames)
+        now = self.seconds if self.seconds is not None else before + host.interval * bool(session.meter.frames or before)
         if now < before:
             raise Refusal(400, f"time {now:g} is before {before:g}, that of the latest frame", param="time")
         yield from host.ask_due(now)
         frame = self.picture.open()
+        name_source(session, FRAMES)
         session.see([replace(frame, time=now, index=session.meter.frames)])
         host.picture = frame
         yield BUSY
@@ -80,6 +86,7 @@ class Read:
 
     def __call__(self, host: Host, job: Job) -> Work:
         session = host.sleeper.wake()
+        name_source(session, TEXT)
         whole = self.text if self.text.endswith("\n") else self.text + "\n"
         for number, (_, piece) in enumerate(pieces([whole], 8 * session.chunk)):
             session.read_on(piece, begin=not number)
@@ -116,7 +123,7 @@ class Asked:
             yield rest
         text = "".join(said).rstrip()
         told = {"question": self.question, "answer": text, "video_s": round(video_s, 3), "at": round(began, 3)}
-        told |= {"stopped": True} if job.gone else {}
+        told |= {**recalled(session), **({"stopped": True} if job.gone else {})}
         host.record.answers.append(told)
         host.broadcast.tell("answer", **told, kv=session.kv())
         job.put(told)

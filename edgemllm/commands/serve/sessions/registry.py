@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import shutil
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import anyio
 
 from edgemllm.commands.serve.budget import bounded
+from edgemllm.commands.serve.claim import claim
 from edgemllm.commands.serve.engine import Engine, Output
 from edgemllm.commands.serve.memory_plan import Share
 from edgemllm.commands.serve.options import Periods
@@ -26,7 +26,7 @@ from edgemllm.commands.serve.sessions.sleeper import Record, Sleeper
 from edgemllm.commands.serve.sessions.sources import Sources
 from edgemllm.commands.serve.sessions.watched import Watched
 from edgemllm.commands.stream.schedule import Schedule
-from edgemllm.errors import EdgeError, UsageError
+from edgemllm.errors import EdgeError
 from edgemllm.launch import Launch
 from edgemllm.units import parse_time
 
@@ -43,13 +43,7 @@ class Registry:
         self.engine, self.sources, self.folder, self.periods = engine, sources, folder, periods
         self.sessions: dict[str, Watched] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UsageError(f"another server keeps its sessions in {folder}", "--state FOLDER") from error
+        self._lock = claim(folder, "sessions", "--state")
 
     def get(self, name: str) -> Watched:
         """Return a session. Raises Refusal (404)."""
@@ -61,6 +55,7 @@ class Registry:
         """Make a session, and open its source; returns its name. Raises Refusal (409: there is no room), and EdgeErrors."""
         if len(self.sessions) >= MOST:
             raise Refusal(409, f"there are {MOST} sessions already", "delete one", code="too_many_sessions")
+        wish = wish.model_copy(update={"archive": self.engine.keeps_archive(wish.archive)})
         launch = await anyio.to_thread.run_sync(self._launch, wish)
         name = uuid.uuid4().hex[:12]
         self.engine.memory.reserve(name, Share.of(launch.plan))
@@ -82,18 +77,22 @@ class Registry:
         try:
             async for _ in output:
                 pass
+            if watched.sleeper.trouble:
+                raise Refusal(507, watched.sleeper.trouble, "make room, or archive: false", code="archive_failed")
         except BaseException:
             await self.delete(name)
             raise
         return name
 
     async def delete(self, name: str) -> None:
-        """Forget a session and its files."""
+        """Forget a session, its files and its archive."""
         watched = self.get(name)
         del self.sessions[name]
         watched.delete()
         await watched.ended.wait()
         await anyio.to_thread.run_sync(shutil.rmtree, self.folder / name, True)
+        if self.engine.archives is not None:
+            await anyio.to_thread.run_sync(self.engine.archives.remove, name)
 
     async def bring_back(self) -> None:
         """Bring back what an earlier server left; a session that cannot come back is reported, and its files stay."""
@@ -151,7 +150,7 @@ class Registry:
 
     def _add(self, name: str, wish: Wish, launch: Launch) -> Watched:
         record = Record(Schedule([(standing.question, parse_time(standing.every)) for standing in wish.ask]))
-        sleeper = Sleeper(name, self.engine, launch, self.folder / name, record)
+        sleeper = Sleeper(name, self.engine, launch, self.folder / name, record, bool(wish.archive))
         watched = self.sessions[name] = Watched(wish, sleeper, self.periods, Broadcast())
         return watched
 

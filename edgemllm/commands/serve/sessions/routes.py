@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from edgemllm import policies
+from edgemllm.commands.serve.described import Described, Told
 from edgemllm.commands.serve.engine import Output
 from edgemllm.commands.serve.events import STREAMED, EventStream, event, while_there
 from edgemllm.commands.serve.refusal import Refusal, told
@@ -22,6 +23,8 @@ from edgemllm.commands.serve.sessions.watched import Watched
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 PICTURE = {"requestBody": {"required": True, "content": {"image/jpeg": BINARY, "image/png": BINARY}}}
 """How the API describes the body of a frame."""
+SESSION: dict[str, Any] = {"response_model": Described, "response_model_exclude_unset": True}
+"""How the API describes a session."""
 WIDEST = 1280
 """Pixels of a snapshot."""
 
@@ -38,22 +41,23 @@ def routes(registry: Registry) -> APIRouter:
 def _life(router: APIRouter, registry: Registry) -> None:
     @router.get("/sources")
     async def sources() -> dict[str, Any]:
-        """List what a new session may have: sources, policies, and the memory that is left."""
+        """List what a new session may have: sources, policies, the memory that is left, and an archive or none."""
         memory = registry.engine.memory
         room = {"room_bytes": memory.room, "kv_bytes": memory.kv_bytes}
-        return {"sources": list(registry.sources.addresses), "policies": policies.names(), "memory": room}
+        kept = registry.engine.archives is not None
+        return {"sources": list(registry.sources.addresses), "policies": policies.names(), "memory": room, "archive": kept}
 
     @router.get("/sessions")
     async def sessions() -> dict[str, Any]:
         """List all sessions."""
         return {"object": "list", "data": [registry.described(name) for name in registry.sessions]}
 
-    @router.post("/sessions", status_code=201)
+    @router.post("/sessions", status_code=201, **SESSION)
     async def create(wish: Wish) -> dict[str, Any]:
         """Begin a session; 409 with the arithmetic where its cache does not fit beside the others."""
         return registry.described(await registry.create(wish))
 
-    @router.get("/sessions/{name}")
+    @router.get("/sessions/{name}", **SESSION)
     async def describe(name: str) -> dict[str, Any]:
         """Describe a session, with its latest answers."""
         return {**registry.described(name), "answers": list(registry.get(name).record.answers)}
@@ -64,30 +68,30 @@ def _life(router: APIRouter, registry: Registry) -> None:
         await registry.delete(name)
         return Response(status_code=204)
 
-    @router.post("/sessions/{name}/save")
+    @router.post("/sessions/{name}/save", **SESSION)
     async def save(name: str, request: Request) -> dict[str, Any]:
         """Keep the session as it is now, for `restore`."""
         watched = registry.get(name)
         [size] = await _done(request, watched, Done(watched.sleeper.keep))
         return {**registry.described(name), "bytes": size}
 
-    @router.post("/sessions/{name}/restore")
+    @router.post("/sessions/{name}/restore", **SESSION)
     async def restore(name: str, request: Request) -> dict[str, Any]:
-        """Put the session back to what was kept."""
+        """Put the session back to what was kept; its archive loses nothing by that."""
         watched = registry.get(name)
         await _done(request, watched, Done(watched.sleeper.restore))
         return registry.described(name)
 
-    @router.post("/sessions/{name}/clear")
+    @router.post("/sessions/{name}/clear", **SESSION)
     async def clear(name: str, request: Request) -> dict[str, Any]:
-        """Forget everything that was seen and said; the source continues."""
+        """Forget everything that was seen and said, the archive too; the source continues."""
         watched = registry.get(name)
         await _done(request, watched, Done(watched.sleeper.clear))
         return registry.described(name)
 
 
 def _input(router: APIRouter, registry: Registry) -> None:
-    @router.post("/sessions/{name}/frames", openapi_extra=PICTURE)
+    @router.post("/sessions/{name}/frames", openapi_extra=PICTURE, **SESSION)
     async def frames(name: str, request: Request, time: Annotated[float | None, Query(ge=0, le=1e9)] = None) -> dict[str, Any]:
         """Show the next frame, a JPEG or PNG; `time` in seconds of the stream, or one frame after the latest."""
         watched = registry.get(name)
@@ -97,13 +101,13 @@ def _input(router: APIRouter, registry: Registry) -> None:
         await _done(request, watched, Seen(picture, time))
         return registry.described(name)
 
-    @router.post("/sessions/{name}/text")
+    @router.post("/sessions/{name}/text", **SESSION)
     async def text(name: str, body: Text, request: Request) -> dict[str, Any]:
         """Read words, such as a log or a transcript."""
         await _done(request, registry.get(name), Read(body.text))
         return registry.described(name)
 
-    @router.post("/sessions/{name}/ask", responses=STREAMED)
+    @router.post("/sessions/{name}/ask", responses=STREAMED, response_model=Told, response_model_exclude_unset=True)
     async def ask(name: str, body: Question, request: Request) -> Any:
         """Ask about everything seen so far: events `piece` and, at the end, `answer`; one object without `stream`."""
         watched = registry.get(name)
@@ -123,7 +127,7 @@ def _input(router: APIRouter, registry: Registry) -> None:
 def _output(router: APIRouter, registry: Registry) -> None:
     @router.get("/sessions/{name}/events", response_class=StreamingResponse, responses=STREAMED)
     async def events(name: str) -> Any:
-        """Give what happens, as server-sent events: stats, answer, lost, back, saved, ended."""
+        """Give what happens, as server-sent events: stats, answer, archive, lost, back, saved, ended."""
         watched = registry.get(name)
         return EventStream(watched.broadcast.listen(registry.described(name)), lambda: None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, field_validator
 
 from edgemllm import policies
-from edgemllm.commands.serve.schema import Sampled
+from edgemllm.commands.serve.schema import Archiving, Sampled
 from edgemllm.units import parse_time
 
 MOST_TEXT = 4 << 20
@@ -26,7 +26,7 @@ class Standing(BaseModel):
         return text
 
 
-class Wish(Sampled):
+class Wish(Sampled, Archiving):
     """A new session."""
 
     source: str | None = Field(default=None, description="A name of /v1/sources, or file:// below --media-path.")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgemllm import session_file
+from edgemllm.archive.archive import Archive
+from edgemllm.archive.extent import Extent
 from edgemllm.commands.serve.engine import Engine
 from edgemllm.commands.serve.memory_plan import Share
 from edgemllm.commands.stream.schedule import Schedule
+from edgemllm.errors import EdgeError, UsageError
 from edgemllm.launch import Launch
 from edgemllm.session import Session
 
@@ -43,9 +49,17 @@ class Record:
 class Sleeper:
     """Everything here but `session` is for the model's thread."""
 
-    def __init__(self, name: str, engine: Engine, launch: Launch, folder: Path, record: Record) -> None:
-        self.name, self.engine, self.launch, self.record = name, engine, launch, record
+    def __init__(self, name: str, engine: Engine, launch: Launch, folder: Path, record: Record, archived: bool = False) -> None:
+        self.name, self.engine, self.launch, self.record, self.archived = name, engine, launch, record, archived
         self.session: Session | None = None
+        self.archive: Archive | None = None
+        self.notice = self.trouble = ""
+        """What was said of the archive last, and why there is none although one is wanted."""
+        self.heard: Callable[[str], None] = lambda notice: None
+        """Given what is said of the archive."""
+        self.archived_s = 0.0
+        """The latest second of the archive when the server began."""
+        self._extent = Extent()
         self.file, self.kept = folder / "session.edge", folder / "saved.edge"
         """Where it sleeps, and where it is saved on request."""
         self.saved, self.written = True, time.monotonic()
@@ -55,33 +69,97 @@ class Sleeper:
         """Read what is known besides the cache, without waking."""
         if self.file.exists():
             self.record.load(session_file.run_of(self.file))
+        if self.archived and self.engine.archives is not None:
+            self.archived_s = self.engine.archives.latest(self.name)
 
     def wake(self) -> Session:
         """Return the session, read from disk where it slept. Raises Refusal where there is no room for it."""
         if self.session is None:
             self.engine.memory.reserve(self.name, Share.of(self.launch.plan))
-            launch, family = self.launch, self.engine.family
             try:
-                made = Session(
-                    family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
-                )
-                if self.file.exists():
-                    self.record.load(session_file.load(made, self.file))
+                self.session = self._archiving() if self.archived else self._made(Session)
             except BaseException:
                 self.engine.memory.release(self.name)
                 raise
-            self.session = made
         return self.session
 
+    def _archiving(self) -> Session:
+        """Return the session with its archive; where that cannot be used, without, which is reported."""
+        try:
+            with contextlib.ExitStack() as on_failure:
+                if self.engine.archives is None:
+                    raise UsageError("the server has no --archive")
+                opened = self.engine.archives.open(self.engine.archives.path(self.name), self._say)
+                on_failure.callback(opened.close)
+                made = self._made(self.engine.archives.keeping(opened), opened)
+                on_failure.pop_all()
+        except EdgeError as error:
+            self.trouble = f"it keeps no archive: {self._shown(error.message)}"
+            self._say(f"warning: {self.trouble}")
+            return self._made(Session)
+        self.archive, self.trouble = opened, ""
+        return made
+
+    def _made(self, make: Callable[..., Session], archive: Archive | None = None) -> Session:
+        launch = self.launch
+        made = make(
+            self.engine.family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
+        )
+        if self.file.exists():
+            self._load(made, self.file, archive)
+        return made
+
+    def _load(self, session: Session, file: Path, archive: Archive | None) -> None:
+        """Put what was saved into a session. Its time continues after all that is archived, so that no frame is replaced."""
+        self.record.load(session_file.load(session, file))
+        if archive is not None:
+            self._extent = Extent()
+            self._extent.look(archive)
+            if not self.record.place:  # a source has its own time
+                session.meter.video_s = max(session.meter.video_s, self._extent.end)
+
     def clear(self) -> None:
-        """Forget everything that was seen, read and said."""
-        self.wake().clear()
+        """Forget everything that was seen, read and said, the archive too."""
+        session = self.wake()
         self.record.answers.clear()
+        self.file.unlink(missing_ok=True)
+        if self.archive is None or self.engine.archives is None:
+            session.clear()
+        else:
+            self.engine.archives.clear(self.name, self.archive)
+            self.archive, self._extent = None, Extent()
+            self.session = self._archiving()
 
     def drop(self) -> None:
         """Give the memory back, whatever is not saved."""
         self.session = None
+        if self.archive is not None:
+            self.archive.close()
+            self.archive = None
         self.engine.memory.release(self.name)
+
+    def about_archive(self) -> dict[str, Any] | None:
+        """Return how much the archive holds, whether it grows, and what was said of it last; None where none is wanted."""
+        if not self.archived:
+            return None
+        if self.archive is None:
+            return {"bytes": 0, "video": [], "growing": False, "notice": self.notice}
+        try:
+            self._extent.look(self.archive)
+        except EdgeError as error:
+            self.archive.give_up(error)
+        size = self.archive.database.nbytes
+        return {"bytes": size, "video": self._extent.spans, "growing": self.archive.growing, "notice": self.notice}
+
+    def _say(self, line: str) -> None:
+        """Report what the archive says, to clients without where it lies."""
+        self.engine.say(f"session {self.name}: {line}")
+        self.notice = self._shown(line)
+        self.heard(self.notice)
+
+    def _shown(self, line: str) -> str:
+        archives = self.engine.archives
+        return line if archives is None else line.replace(str(archives.folder) + os.sep, "")
 
     def save(self) -> None:
         """Write down what changed."""
@@ -95,4 +173,4 @@ class Sleeper:
 
     def restore(self) -> None:
         """Put the session back to what was kept. Raises MissingError where nothing was."""
-        self.record.load(session_file.load(self.wake(), self.kept))
+        self._load(self.wake(), self.kept, self.archive)

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+from edgemllm.archive.session import name_source
 from edgemllm.commands.serve.options import Periods
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.sessions.broadcast import Broadcast
@@ -39,6 +40,7 @@ class Watched:
     def __init__(self, wish: Wish, sleeper: Sleeper, periods: Periods, broadcast: Broadcast) -> None:
         self.wish, self.sleeper, self.periods, self.broadcast = wish, sleeper, periods, broadcast
         self.record, self.engine = sleeper.record, sleeper.engine
+        sleeper.heard = lambda notice: broadcast.tell("archive", notice=notice)
         self.interval = 1 / (wish.fps or 1.0)
         self.status, self.reason = "asleep", ""
         self.info: dict[str, Any] = {}
@@ -78,6 +80,8 @@ class Watched:
 
     def watch(self, source: Source, feed: Feed) -> None:
         """Watch what was opened; its clock starts now."""
+        if feed.arrival:  # what a killed server had archived of a camera keeps its seconds
+            feed.offset = max(feed.offset, self.sleeper.archived_s)
         self._source, self._feed = source, feed
         feed.begin()
         self._wake()
@@ -152,6 +156,7 @@ class Watched:
             self.broadcast.tell(notice.event, **{**notice.fields, "source": self.wish.source})
         frames = feed.take(1 if feed.live else FRAMES_AT_ONCE, before=due, wait_s=0)
         if frames:
+            name_source(session, self._source.name)
             session.see(frames, self._source.interval)
             session.meter.dropped = self._dropped + feed.dropped
             self.picture, self.record.place = frames[-1], self._source.place(frames[-1])
@@ -240,5 +245,5 @@ class Watched:
             self.status, self.reason = "open" if self._feed is None else "watching", ""
         counts = {"frames": meter.frames, "dropped": meter.dropped, "lines": meter.lines}
         head = {"status": self.status, "reason": self.reason, "video_s": round(meter.video_s, 3)}
-        self.info = {**head, **counts, **state(session)}
+        self.info = {**head, **counts, **state(session), "archive": self.sleeper.about_archive()}
         self.broadcast.tell("stats", **self.info)
