@@ -31,6 +31,7 @@ from server import Served, serving  # noqa: E402
 VIDEO = "data:video/mp4;base64," + base64.b64encode((DEMO / "lecture.mp4").read_bytes()).decode()
 QUESTION = "What number was with the red square?"
 KEY = "a-key-of-the-tests"
+WHALE = {"model": "demo", "messages": [{"role": "user", "content": "What is a whale?"}]}
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +134,8 @@ def test_errors_are_those_that_the_client_knows(client: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="'gpt-4o' is not served here") as caught:
         create(model="gpt-4o")
     assert caught.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="tools is not served here"):
-        create(tools=[{"type": "function", "function": {"name": "f"}}])
+    with pytest.raises(openai.BadRequestError, match="tool_choice is not served here"):
+        create(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")
     with pytest.raises(openai.BadRequestError, match=r"messages\.0\.role"):
         create(messages=[{"role": "robot", "content": "x"}])
     with pytest.raises(openai.BadRequestError, match="nothing to answer") as caught:
@@ -148,30 +149,27 @@ def test_errors_are_those_that_the_client_knows(client: Any) -> None:
 
 # ---- requests as others send them -------------------------------------------------------------------------------
 
-AS_SENT = {  # composed by hand from the fields that these clients send, not recorded
-    # Open WebUI: a title, then a chat with its own fields.
-    "open-webui": {
-        "stream": False, "model": "demo", "messages": [{"role": "user", "content": "What is a whale?"}],
-        "metadata": {"chat_id": "1", "task": "title_generation"}, "max_completion_tokens": 50, "user": {"id": "1"},
-    },
-    # The llm command's OpenAI plug-in.
-    "llm": {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is a whale?"}],
-        "model": "demo", "stream": False, "stream_options": {"include_usage": True},
-    },
-    # Home Assistant's extensions of OpenAI's conversation.
-    "home-assistant": {
-        "model": "demo", "messages": [{"role": "system", "content": "."}, {"role": "user", "content": "What is a whale?"}],
-        "max_tokens": 150, "top_p": 1, "temperature": 0.5, "user": "01J", "tool_choice": "auto", "n": 1,
-    },
-}  # fmt: skip
+RECORDED = {path.stem: json.loads(path.read_text())["requests"] for path in (Path(__file__).parent / "recorded").iterdir()}
+"""What real clients sent; each file says which, and how it was recorded."""
 
 
-@pytest.mark.parametrize("name", AS_SENT)
-def test_requests_of_other_clients_are_answered(served: Served, name: str) -> None:
-    answer = served.post("/v1/chat/completions", **AS_SENT[name])
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, number) for name, requests in sorted(RECORDED.items()) for number in range(len(requests))]
+)
+def test_what_other_clients_sent_is_answered(served: Served, name: str, number: int) -> None:
+    body = json.loads(json.dumps(RECORDED[name][number]).replace('"PICTURE"', json.dumps(slide())))
+    answer = served.post("/v1/chat/completions", **body)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["message"]["content"]
+    if body.get("stream"):
+        chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        assert answer.text.endswith("data: [DONE]\n\n")
+        assert "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+        about = next(chunk["edgemllm"] for chunk in chunks if "edgemllm" in chunk)
+        assert ("usage" in chunks[-1]) == ("stream_options" in body)
+    else:
+        assert answer.json()["choices"][0]["message"]["content"]
+        about = answer.json()["edgemllm"]
+    assert about["ignored"] == (["tools"] if "tools" in body else [])
 
 
 def test_the_api_is_described_and_its_page_needs_no_network(served: Served) -> None:
@@ -237,7 +235,7 @@ def test_a_slow_reader_holds_nobody_up(served: Served) -> None:
     slow = [raw(served, body, size=2048) for _ in range(2)]  # as many as there are places
     wait_for(lambda: served.metrics[count] == before + 2, 60)  # both are computed, and nobody has read a byte
     wait_for(lambda: served.metrics["edgemllm_answers_running"] == 0)
-    assert served.post("/v1/chat/completions", **AS_SENT["llm"]).status_code == 200
+    assert served.post("/v1/chat/completions", **WHALE).status_code == 200
     for connection in slow:
         connection.close()
 
@@ -246,7 +244,7 @@ def test_many_at_once_are_all_answered(served: Served) -> None:
     answers: list[int] = []
 
     def ask() -> None:
-        answers.append(served.post("/v1/chat/completions", **AS_SENT["llm"]).status_code)
+        answers.append(served.post("/v1/chat/completions", **WHALE).status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(24)]
     for thread in threads:

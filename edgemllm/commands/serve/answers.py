@@ -89,7 +89,8 @@ class Answer:
             yield from take_in(session, conversation.exchanges)
             seen = session.cache.seen
             yield from answer(session, sampling, self.request.stops, say)
-            self._output.put(_summary(session, sampling, seen, first or 0.0))
+            about = {**state(session), "ttft_ms": round(1000 * (first or 0.0), 1), "ignored": self.request.ignored}
+            self._output.put(_summary(session, sampling, seen, about))
         finally:
             self._count(session, first)
 
@@ -102,7 +103,7 @@ class Answer:
             metrics.first_token.observe(first)
 
 
-def _summary(session: Session, sampling: Sampling, seen: int, first: float) -> Summary:
+def _summary(session: Session, sampling: Sampling, seen: int, about: dict[str, Any]) -> Summary:
     count = session.meter.decode_tokens
     cut = count >= sampling.max_tokens and not session.stopped
-    return Summary(seen, count, "length" if cut else "stop", {**state(session), "ttft_ms": round(1000 * first, 1)})
+    return Summary(seen, count, "length" if cut else "stop", about)

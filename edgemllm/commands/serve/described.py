@@ -38,6 +38,7 @@ class Measured(Held):
     """What stands beside an answer."""
 
     ttft_ms: float = Field(description="From the request's turn to the first piece.")
+    ignored: list[str] = Field(description="Fields of the request that offered something which is never used, such as tools.")
 
 
 class Completion(BaseModel):

@@ -9,11 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from edgemllm.commands.options import LARGEST_SEED
 
 HARMLESS: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "n": (1,),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "n": (1,),
     "response_format": ({"type": "text"},), "logprobs": (False,), "top_logprobs": (0,), "logit_bias": ({},), "audio": (),
     "frequency_penalty": (0,), "presence_penalty": (0,), "modalities": (["text"],), "prediction": (), "web_search_options": (),
 }  # fmt: skip
 """Fields that would change the answer and are not served, with the values that ask for nothing."""
+OFFERED = ("tools", "functions")
+"""What a model may call, and need not: this one never does."""
 
 
 class Sampled(BaseModel):
@@ -149,3 +151,8 @@ class ChatRequest(Sampled, Archiving):
             if name in HARMLESS and value is not None and value not in HARMLESS[name]:
                 raise ValueError(f"{name} is not served here; omit it")
         return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """Return the fields that offer something which is never used."""
+        return [name for name in OFFERED if (self.model_extra or {}).get(name)]
