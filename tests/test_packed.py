@@ -52,7 +52,7 @@ def test_a_packed_model_is_that_of_its_dequantised_weights(make, quant: str) -> 
     ids = random_ids(60)
     want = full.run(full.text_chunk(ids), 100, Full())
     allowed = rounding(full, ids, want)
-    for size in (100, 1):  # unpacked for a prompt, packed for a token
+    for size in (100, 1, 7):  # unpacked for a prompt, packed for a token or a few
         assert off(small.run(small.text_chunk(ids), size, Full()), want) < allowed
 
 
@@ -74,6 +74,29 @@ def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inp
     assert off(small.dense().float(), linear.weight) < {"int8": 0.01, "int4": 0.1}[quant]
     assert off(small(x), x @ small.dense().float().T + linear.bias) < 0.01
     assert QUANTS[quant](linear.weight)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("quant", QUANTS)
+def test_layers_that_are_joined_give_what_they_gave_and_share_memory(quant: str, bias: bool) -> None:
+    parts = [QUANTS[quant](torch.randn(rows, 128), torch.randn(rows) if bias else None) for rows in (192, 64, 64)]
+    inputs = [torch.randn(rows, 128) for rows in (1, 5, 100)]
+    before = [[part(x) for part in parts] for x in inputs]
+    taken = sum(part.weight.nbytes + part.scales.nbytes for part in parts)
+    whole = parts[0].join(parts[1:])
+    assert whole is not None
+    for x, want in zip(inputs, before, strict=True):
+        torch.testing.assert_close(list(whole(x).split([192, 64, 64], -1)), want)
+        torch.testing.assert_close([part(x) for part in parts], want)
+    storages = [tensor.untyped_storage() for each in (whole, *parts) for tensor in (each.weight, each.scales)]
+    assert sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) == taken
+
+
+def test_layers_that_do_not_fit_together_stay_apart() -> None:
+    whole = Int4Linear(torch.randn(64, 64))
+    biased = Int4Linear(torch.randn(64, 64), torch.ones(64))
+    for other in (Int8Linear(torch.randn(64, 64)), Int4Linear(torch.randn(60, 64)), biased):
+        assert whole.join([other]) is None
 
 
 def test_a_processor_without_bfloat16_multiplies_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:

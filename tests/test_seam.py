@@ -8,11 +8,15 @@ from __future__ import annotations
 import pytest
 import torch
 from media import both, footage, picture
-from tiny import MODELS, TEXT_MODELS, VISION_MODELS, Tiny, random_ids
+from tiny import MODELS, TEXT_MODELS, VISION_MODELS, Tiny, qwen3, random_ids
 
-from edgemllm.cache import kernels
+from edgemllm.cache import attention, kernels
 from edgemllm.cache.attention import NAME
+from edgemllm.cache.policy import CachePolicy
+from edgemllm.cache.straight import straight
+from edgemllm.policies.edge import Edge
 from edgemllm.policies.full import Full
+from edgemllm.policies.h2o import H2O
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
 
@@ -29,6 +33,23 @@ def test_text_equals_stock(make, size: int, positions: str) -> None:
     want = tiny.stock(input_ids=ids)
     for policy, budget in ((Full(positions=positions), None), (StreamingLLM(positions=positions), 64)):
         torch.testing.assert_close(tiny.run(tiny.text_chunk(ids), size, policy, budget), want, **EXACT)
+
+
+def test_tokens_take_the_short_way_through_models_of_llamas_shape() -> None:
+    short = {make.__name__ for make in MODELS if straight(make().text) is not None}
+    assert short >= {"llama", "mistral", "qwen2", "qwen3", "smollm3", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
+    assert "yarn_llama" in short
+    assert not short & {"gpt_neox", "gemma3_text", "gemma4_text", "qwen3_5_text"}
+
+
+@pytest.mark.parametrize("policy", [InfMLLM(), StreamingLLM(), H2O(), Edge()], ids=lambda policy: type(policy).__name__)
+def test_a_policy_sees_the_same_on_the_short_way(monkeypatch: pytest.MonkeyPatch, policy: CachePolicy) -> None:
+    tiny, ids = qwen3(), random_ids(60)
+    short = tiny.run(tiny.text_chunk(ids), 1, policy, 40)
+    kept = [layer.positions for layer in tiny.cache.with_slots]
+    monkeypatch.setattr(attention, "straight", lambda text_model: None)
+    torch.testing.assert_close(tiny.run(tiny.text_chunk(ids), 1, policy, 40), short, **EXACT)
+    torch.testing.assert_close([layer.positions for layer in tiny.cache.with_slots], kept)
 
 
 CASES = {
@@ -106,8 +127,6 @@ def llama_with_spy() -> Tiny:
     from tiny import llama
     from transformers import AttentionInterface
 
-    from edgemllm.cache import attention
-
     tiny = llama()
 
     def spy(module, query, key, value, attention_mask, **kwargs):
@@ -116,7 +135,7 @@ def llama_with_spy() -> Tiny:
 
     AttentionInterface.register(NAME, spy)
     try:
-        tiny.run(tiny.text_chunk(random_ids(9)), 4, Full())
+        tiny.run(tiny.text_chunk(random_ids(8)), 4, Full())
     finally:
         AttentionInterface.register(NAME, attention.attention)
     return tiny

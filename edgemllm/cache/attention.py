@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.constant_layers import SharedLayer, read
@@ -24,6 +25,7 @@ from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.rope import rotate_queries
 from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights, group_mean
+from edgemllm.cache.straight import straight
 
 NAME = "edgemllm"
 
@@ -99,6 +101,9 @@ def forward(text_model: Any, cache: KVCache, chunk: Chunk) -> Tensor:
 def run(text_model: Any, cache: KVCache) -> Tensor:
     """Run the pass that was started; returns hidden states (B, q, E)."""
     chunk = cache.now.chunk
+    alone = chunk.embeds.shape[:2] == (1, 1) and chunk.deepstack is None
+    if alone and (line := straight(text_model)) is not None:
+        return line(cache, ALL_ATTENTION_FUNCTIONS[NAME])
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more: dict[str, Any] = {}
     if chunk.deepstack is not None:  # zero for text, so that it may be added everywhere

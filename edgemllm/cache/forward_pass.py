@@ -23,9 +23,18 @@ class Pass:
     observed: slice = field(default_factory=lambda: slice(0))
     """The slots whose queries the policy is being shown."""
     rotations: dict[Hashable, Rotation] = field(default_factory=dict)
-
+    tokens: dict[str, Tensor] = field(init=False)
+    """What slots hold of the chunk's tokens besides keys and values, as `Slots.append` takes it."""
     read: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Rotated keys and values of layers that later ones read too."""
+
+    def __post_init__(self) -> None:
+        chunk = self.chunk
+        self.tokens = {
+            "positions": chunk.positions.permute(1, 2, 0)[:, None],
+            "modality": chunk.modality[:, None],
+            "time": chunk.time[:, None],
+        }
 
     def shared(self, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
         """Return the rotation of `key`, computed for the first layer that asks."""

@@ -49,7 +49,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     grouped = query.shape[1] > key.shape[1]
     if grouped and mask is None and count == 1 and query.dtype == torch.float32 and query.device.type == "cpu":
         # The heads of a group as rows of one query read their keys once.
-        rows = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
+        rows = query.reshape(len(query), key.shape[1], -1, query.shape[-1])
         return F.scaled_dot_product_attention(rows, key, value, scale=scale).view(query.shape)
     if mask is None and 1 < count < length:
         if query.device.type == "cpu" and CPU_FLASH is not None and (GROUPED_FLASH or not grouped):

@@ -79,18 +79,17 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Make room, append keys and values (B, H_kv, q, D), and return the live ones (B, H_kv, L, D)."""
+        """Make room, append keys and values (B, H_kv, q, D), and return them."""
         assert self.now is not None
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        count, chunk = keys.shape[2], self.now.chunk
+        count = keys.shape[2]
         self.make_room(count)
-        positions, modality, time = chunk.positions.permute(1, 2, 0)[:, None], chunk.modality[:, None], chunk.time[:, None]
-        self.advance(count, {"positions": positions, "modality": modality, "time": time})
+        self.advance(count, self.now.tokens)
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
         self.store.write_newest("keys", rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
         self.store.write_newest("values", values)
-        return (self.keys, self.values) if self.bits == UNQUANTISED else (keys, values)  # attention reads the layer itself
+        return keys, values  # attention reads the layer itself
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
         """Count tokens in, and append what is known of them; nothing where a graph has written it."""

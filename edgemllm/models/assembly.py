@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgemllm.cache.straight import straight_layer
 from edgemllm.choices import packs
 from edgemllm.models.packed import pack_embeddings
 from edgemllm.models.quantisation import quantised, require_bitsandbytes
@@ -31,6 +32,7 @@ def assemble(model: Any, quant: str, dtype: torch.dtype, device: str, fill: Fill
         if quant != "none" and id(module) in inside and type(module) is nn.Linear:
             setattr(parent, name, quantised(module, quant, dtype))
             module.weight.data = module.weight.new_empty(0)  # this loop and `made` hold on to the full one
+        straight_layer(module)  # joins what was packed, while only one layer's memory is held twice
     if packs(quant, device):
         pack_embeddings(model, dtype)
     model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id

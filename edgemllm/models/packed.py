@@ -7,12 +7,16 @@ The operators compute in bfloat16, in which activations come in and products go 
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from edgemllm.cache.straight import straight_layer
 
 GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
@@ -39,8 +43,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.weight, self.scales = (nn.Parameter(part, requires_grad=False) for part in self._packed_whole(weight.detach()))
+        self.bias = None if bias is None else _constant(bias.detach())
+        self.weight, self.scales = (_constant(part) for part in self._packed_whole(weight.detach()))
         self.padded = self.weight.shape[0] > self.out_features
 
     def _packed_whole(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,12 +78,32 @@ class PackedLinear(nn.Module):
         """Return the weight (N, K) that the packed one stands for."""
         return self.columns(slice(None)).T[: self.out_features]
 
+    def join(self, others: Sequence[Any]) -> PackedLinear | None:
+        """Return this layer and others of the same input as one, whose rows they share; None where they do not fit together."""
+        layers, whole = (self, *others), copy.copy(self)
+        biases = [each.bias for each in layers if each.bias is not None]
+        if any(type(each) is not type(self) or each.padded for each in layers) or len(biases) not in (0, len(layers)):
+            return None
+        whole._parameters = {**self._parameters, "bias": _constant(torch.cat(biases)) if biases else None}
+        whole.out_features = sum(each.out_features for each in layers)
+        whole.weight = _constant(torch.cat([each.weight for each in layers]))
+        whole.scales = _constant(self.joined(tuple(each.scales for each in layers)))
+        stop = 0
+        for each in layers:
+            start, stop = stop, stop + each.out_features
+            each.weight, each.scales = (_constant(part) for part in whole.rows(slice(start, stop)))
+        return whole
+
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return some rows of a weight packed, and their scales."""
         raise NotImplementedError
 
     def joined(self, scales: tuple[Tensor, ...]) -> Tensor:
         """Return the scales of all rows."""
+        raise NotImplementedError
+
+    def rows(self, span: slice) -> tuple[Tensor, Tensor]:
+        """Return rows of the packed weight and their scales, as views."""
         raise NotImplementedError
 
     def product(self, rows: Tensor) -> Tensor:
@@ -103,6 +127,9 @@ class Int8Linear(PackedLinear):
 
     def joined(self, scales: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(scales)
+
+    def rows(self, span: slice) -> tuple[Tensor, Tensor]:
+        return self.weight[span], self.scales[span]
 
     def product(self, rows: Tensor) -> Tensor:
         if self.in_features % 16:  # torch's operator crashes there
@@ -129,8 +156,12 @@ class Int4Linear(PackedLinear):
     def joined(self, scales: tuple[Tensor, ...]) -> Tensor:
         return torch.cat(scales, 1)
 
+    def rows(self, span: slice) -> tuple[Tensor, Tensor]:
+        return self.weight[span], self.scales[:, span]
+
     def product(self, rows: Tensor) -> Tensor:
-        found: Tensor = ops._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scales)
+        # torch takes scales for contiguous without looking, and those of a layer that was joined are not.
+        found: Tensor = ops._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scales.contiguous())
         return found
 
     def columns(self, span: slice) -> Tensor:
@@ -192,15 +223,20 @@ def pack_embeddings(model: Any, dtype: torch.dtype) -> None:
 
 def pack(model: Any, quant: str, dtype: torch.dtype) -> None:
     """Pack a loaded model's language model layer by layer, and give all other parameters `dtype` and memory of their own."""
-    for parent in list(model.get_decoder().modules()):
+    for parent in reversed(list(model.get_decoder().modules())):  # what is inside first
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, packed(child, quant))
+        straight_layer(parent)  # joins what can be, while only one layer's memory is held twice
     pack_embeddings(model, dtype)
     scales = {id(module.scales) for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)}
     for parameter in model.parameters():
         if parameter.is_floating_point() and id(parameter) not in scales:
             parameter.data = parameter.data.to(dtype, copy=True)  # the file that it was mapped from can be closed
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:
