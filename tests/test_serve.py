@@ -350,6 +350,18 @@ def test_json_as_deep_as_it_is_long_is_refused(served: Served) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_who_still_sends_a_small_body_hears_why_it_is_refused(served: Served) -> None:
+    host, port = served.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        start = f"POST /v1/sessions/none/frames?time=-1 HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2000\r\n\r\n"
+        for part in (start.encode(), b"x" * 1000, b"x" * 1000):
+            connection.sendall(part)
+            time.sleep(0.1)
+        got = connection.recv(4096)
+    assert got.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" not in got, "the next request comes on the same connection"
+
+
 def test_a_body_of_a_gigabyte_is_refused_before_it_is_read(served: Served) -> None:
     host, port = served.address.removeprefix("http://").split(":")
     for head in (b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"):

@@ -16,7 +16,7 @@ from edgemllm.commands.serve.refusal import GONE, Refusal
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Proxies are to hold nothing back."""
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 """How the API describes a response that may be a stream."""
 
 

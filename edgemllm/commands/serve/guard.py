@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -23,6 +24,8 @@ OPEN = ("/", "/health", "/docs", "/openapi.json", "/page/", "/static-offline-doc
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 BODY_S = 60.0
 """A body that is not complete by then is not waited for."""
+SMALL = 1 << 16
+"""Bytes of a body that is read although it is refused: a client that still sends would find a closed connection, and no reason."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,10 @@ class _Body:
     def __init__(self, guard: Guard, scope: Scope, receive: Receive) -> None:
         self.guard, self._receive = guard, receive
         self.size, self._ends = 0, time.monotonic() + BODY_S
-        self.whole = not {b"content-length", b"transfer-encoding"}.intersection(name.lower() for name, _ in scope["headers"])
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        self.whole = not headers.keys() & {b"content-length", b"transfer-encoding"}
+        length = headers.get(b"content-length", b"")
+        self._small = length.isdigit() and int(length) <= SMALL
 
     async def receive(self) -> Message:
         """Return the next message. Raises HTTPException for too many bytes, and where they come too slowly."""
@@ -120,6 +126,12 @@ class _Body:
             return await self._next()
         except Refusal as error:  # as that, FastAPI would call it a body that cannot be parsed
             raise HTTPException(error.status, told(error)) from error
+
+    async def drain(self) -> None:
+        """Read the rest of a small body that comes soon."""
+        with contextlib.suppress(HTTPException, asyncio.TimeoutError):
+            while self._small and not self.whole:
+                await asyncio.wait_for(self.receive(), 1.0)
 
     async def _next(self) -> Message:
         try:
@@ -152,6 +164,7 @@ class _Record:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.reason = str(self.scope.get("state", {}).get("refused", self.reason))[:300]
+            await self._body.drain()
             if not self._body.whole:  # what is still to come would be read to its end, however long it is
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
         await self._send(message)
