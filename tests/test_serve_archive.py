@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("httpx", reason="the extra [dev] has an HTTP client")
 
+from camera import Camera
 from command import run
 from server import Served, serving
 from sessions import QUESTION, ask, described, ended, events, frames, make, wait_for
@@ -37,6 +38,14 @@ def served(folder: Path) -> Iterator[Served]:
 
 def file_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.db"
+
+
+def seconds(path: Path) -> list[float]:
+    """The frames of an archive in their order, which another process may be writing to."""
+    archive = Archive(path, writing=False)
+    found = [place.first for place in archive.within(1, 0, 1e9)]
+    archive.close()
+    return found
 
 
 def test_a_session_looks_again_at_what_its_cache_has_lost(served: Served, folder: Path) -> None:
@@ -105,17 +114,19 @@ def test_an_answer_about_a_video_looks_again_too_and_leaves_nothing(served: Serv
 
 
 def test_killed_sessions_come_back_with_their_archives_and_what_they_had_not_saved(tmp_path: Path) -> None:
-    arguments = ("--kv-budget", "48", "--state", str(tmp_path / "s"), "--archive", str(tmp_path / "a"))
+    camera, kept = Camera(rate=20), tmp_path / "a"
+    state, door = str(tmp_path / "s"), f"door={camera.address}"
+    arguments = ("--kv-budget", "48", "--state", state, "--source", door, "--archive", str(kept))
     with serving(*arguments) as served:
-        names = [make(served, **SMALL), make(served, policy="streaming-llm")]
+        names = [make(served, **SMALL), make(served, policy="streaming-llm"), make(served, source="door", fps=5)]
         wait_for(served, names[0], ended)
         for picture in frames(20):
             served.http.post(f"/v1/sessions/{names[1]}/frames", content=picture)
-        for name in names:
+        for name in names[:2]:
             ask(served, name, "What number was with the blue circle?")
             served.post(f"/v1/sessions/{name}/save")
-        want = [ask(served, name) for name in names]
-        for name in names:
+        want = [ask(served, name) for name in names[:2]]
+        for name in names[:2]:
             served.post(f"/v1/sessions/{name}/restore")
         ends = time.monotonic() + 20
         while len(list((tmp_path / "s").glob("*/session.edge"))) < 2:
@@ -126,12 +137,19 @@ def test_killed_sessions_come_back_with_their_archives_and_what_they_had_not_sav
             served.http.post(f"/v1/sessions/{names[1]}/frames", content=picture)
         served.running.process.kill()
         served.running.process.join()
+    seen = seconds(kept / f"{names[2]}.db")
     with serving(*arguments) as served:
+        wait_for(served, names[2], lambda now: now["status"] == "watching" and now.get("frames"))
+        now = seconds(kept / f"{names[2]}.db")
+        assert now[: len(seen)] == seen, "what was not saved is archived, and keeps its seconds"
+        assert len(now) > len(seen)
+        served.http.delete(f"/v1/sessions/{names[2]}")
         assert ask(served, names[0]) == want[0]
         served.http.post(f"/v1/sessions/{names[1]}/frames", content=frames(1)[0])
         now = described(served, names[1])
         assert now["video_s"] == 23, "frames 20 to 22 are archived, and keep their seconds"
         assert now["archive"]["video"] == [[0, 23]]
+    camera.unplug()
     with serving(*arguments[:-2]) as served:
         assert ask(served, names[0])
         now = described(served, names[0])

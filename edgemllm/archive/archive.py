@@ -220,24 +220,6 @@ class Archive:
         with self.database.reading() as sql:
             return [_place(row) for query in (frames, texts) for row in sql.execute(query, (medium, first, last))]
 
-    def summary(self) -> list[dict[str, Any]]:
-        """Return for each video or text its name, and how much of it there is, from where to where."""
-        query = (
-            "SELECT name, count(time), ifnull(min(time), 0), ifnull(max(time), 0), "
-            "(SELECT count(*) FROM passages p WHERE p.medium = m.id), "
-            "(SELECT ifnull(sum(length(text)), 0) FROM passages p WHERE p.medium = m.id) "
-            "FROM media m LEFT JOIN frames f ON f.medium = m.id GROUP BY m.id ORDER BY m.id"
-        )
-        names = ("name", "frames", "first_s", "last_s", "passages", "characters")
-        with self.database.reading() as sql:
-            return [dict(zip(names, row, strict=True)) for row in sql.execute(query)]
-
-    def turns(self) -> list[dict[str, Any]]:
-        """Return what was asked and answered, with what was looked at again."""
-        with self.database.reading() as sql:
-            rows = sql.execute("SELECT time, question, answer, looked FROM turns ORDER BY id").fetchall()
-        return [{"time": row[0], "question": row[1], "answer": row[2], "recalled": json.loads(row[3])} for row in rows]
-
     def counts(self) -> dict[str, int]:
         """Return how many frames, passages and turns there are."""
         with self.database.reading() as sql:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from edgemllm.archive.archive import Archive
+from edgemllm.archive.contents import summary
 from edgemllm.archive.session import ArchivedSession, name_source
 from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.launch import Request, prepare
@@ -60,7 +61,7 @@ def killed(family: ModelFamily, path: Path, frames: Sequence[Frame], name: str, 
     os.close(reading)
     with contextlib.closing(Archive(path)) as archive:
         archive.database.check()
-        return said, next(each["frames"] for each in archive.summary() if each["name"] == name)
+        return said, next(each["frames"] for each in summary(archive) if each["name"] == name)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm.archive.archive import Archive, Place
+from edgemllm.archive.contents import summary, turns
 from edgemllm.archive.look import named, parts
 from edgemllm.commands.archive.options import SpanOptions
 from edgemllm.commands.events import headed, write
@@ -48,8 +49,8 @@ def described(archive: Archive) -> dict[str, Any]:
         "bytes": archive.database.nbytes,
         "model": about.get("model"),
         **{what: json.loads(about[what]) if about.get(what) else None for what in ("pictures", "words")},
-        "media": archive.summary(),
-        "turns": archive.turns(),
+        "media": summary(archive),
+        "turns": turns(archive),
     }
 
 
