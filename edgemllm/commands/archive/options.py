@@ -19,9 +19,13 @@ LEAST = 1 << 20
 
 
 @dataclass(frozen=True)
-class SizeOptions:
-    """How large an archive may be, and how much of the cache a second look may take."""
+class ArchiveOptions:
+    """Where everything is kept, and how much of the cache a second look may take."""
 
+    archive: Annotated[
+        Path | None,
+        option("--archive", help="Keep everything in this file, and look again at the right parts when asked.", panel=MEMORY),
+    ] = None
     archive_limit: Annotated[
         str,
         option("--archive-limit", help="Largest size of the archive; a full one keeps every other old frame.", panel=MEMORY),
@@ -47,18 +51,8 @@ class SizeOptions:
 
 
 @dataclass(frozen=True)
-class ArchiveOptions(SizeOptions):
-    """Where everything is kept."""
-
-    archive: Annotated[
-        Path | None,
-        option("--archive", help="Keep everything in this file, and look again at the right parts when asked.", panel=MEMORY),
-    ] = None
-
-
-@dataclass(frozen=True)
-class FolderOptions(SizeOptions):
-    """Where sessions of a server keep everything."""
+class FolderOptions(ArchiveOptions):
+    """The same for a server, whose sessions have a file each."""
 
     archive: Annotated[
         Path | None,

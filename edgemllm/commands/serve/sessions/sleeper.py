@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -85,6 +86,7 @@ class Sleeper:
 
     def _archiving(self) -> Session:
         """Return the session with its archive; where that cannot be used, without, which is reported."""
+        self.notice = ""
         try:
             with contextlib.ExitStack() as on_failure:
                 if self.engine.archives is None:
@@ -158,8 +160,8 @@ class Sleeper:
         self.heard(self.notice)
 
     def _shown(self, line: str) -> str:
-        archives = self.engine.archives
-        return line if archives is None else line.replace(str(archives.folder) + os.sep, "")
+        folders = [self.file.parent, *([self.engine.archives.folder] if self.engine.archives else [])]
+        return functools.reduce(lambda text, folder: text.replace(f"{folder}{os.sep}", ""), folders, line)
 
     def save(self) -> None:
         """Write down what changed."""
