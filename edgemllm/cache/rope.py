@@ -79,7 +79,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
         return torch.cat((rotate(x[..., :turned], rotation), x[..., turned:]), dim=-1)
     half, out = turned // 2, x * cos
     if x.shape[2] == 1:  # as few operations as possible
-        return out.addcmul_(x.roll(half, -1), sin).to(x.dtype)
+        return out.addcmul_(x.roll(half, -1), sin).type_as(x)
     out[..., :half].addcmul_(x[..., half:], sin[..., :half])
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return out.to(x.dtype)  # LFM3 rotates in single precision, whatever its keys are

@@ -61,11 +61,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., K) times the weight (N, K), in the type of x."""
-        rows = x.reshape(-1, self.in_features).to(OUT)
-        out = self.product(rows) if rows.shape[0] <= self.few else self.unpacked_product(rows)
+        if x.dim() != 2:
+            return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        rows = x.bfloat16()
+        out = (self.product(rows) if rows.shape[0] <= self.few else self.unpacked_product(rows)).type_as(x)
         if self.padded:
             out = out[:, : self.out_features]
-        out = out.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
     def unpacked_product(self, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import statistics
 import sys
 import time
 from typing import Any, Protocol
@@ -24,8 +25,8 @@ class Contender(Protocol):
     def read(self, ids: list[int]) -> float:
         """Take the context in, and return tokens per second."""
 
-    def decode(self, tokens: int) -> list[float]:
-        """Return ms per token."""
+    def decode(self, tokens: int) -> float:
+        """Return ms per token, their mean."""
 
     def perplexity(self, text: str, tokens: int) -> float | None:
         """Return that of a text's first tokens; None where it cannot be known."""
@@ -49,8 +50,8 @@ class Torch:
             self.side.feed(ids[start : start + self.chunk])
         return len(ids) / (time.perf_counter() - began)
 
-    def decode(self, tokens: int) -> list[float]:
-        return [self.side.timed([7]) for _ in range(tokens)]
+    def decode(self, tokens: int) -> float:
+        return statistics.fmean(self.side.timed([7]) for _ in range(tokens))
 
     def perplexity(self, text: str, tokens: int) -> float | None:
         ids = self.family.tokenize(text)[:tokens]
@@ -68,8 +69,9 @@ class Llama:
     def __init__(self, about: dict[str, Any]) -> None:
         import xllamacpp
 
+        self.file = about["side"].partition("@")[2] or about["model"]
         asked = xllamacpp.CommonParams()
-        asked.model.path, asked.n_ctx, asked.n_parallel = about["model"], about["context"] + 1024, 1
+        asked.model.path, asked.n_ctx, asked.n_parallel = self.file, about["context"] + 1024, 1
         asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = about["threads"]
         self.server = xllamacpp.Server(asked)
         self.ids: list[int] = []
@@ -83,18 +85,33 @@ class Llama:
         self.ids = ids
         return self._asked(1)["prompt_per_second"]
 
-    def decode(self, tokens: int) -> list[float]:
-        return [self._asked(tokens)["predicted_per_token_ms"]] * tokens
+    def decode(self, tokens: int) -> float:
+        return float(self._asked(tokens)["predicted_per_token_ms"])
 
     def perplexity(self, text: str, tokens: int) -> float | None:
-        return None
+        """Return what another binding of llama.cpp gives, as this one has no probabilities of a prompt."""
+        try:
+            from cyllama.llama import llama_cpp
+        except ImportError:
+            return None
+        llama_cpp.disable_logging()
+        model = type("Model", (llama_cpp.LlamaModel,), {"n_vocab": property(lambda self: self.get_vocab().n_vocab)})(self.file)
+        asked, batch = llama_cpp.LlamaContextParams(), llama_cpp.LlamaBatch(n_tokens=tokens, embd=0, n_seq_max=1)
+        asked.n_ctx = asked.n_batch = asked.n_ubatch = tokens
+        context = llama_cpp.LlamaContext(model, asked)
+        ids = model.get_vocab().tokenize(text[: 16 * tokens], False, True)[:tokens]
+        for place, token in enumerate(ids):
+            batch.add(token, place, [0], True)
+        context.decode(batch)
+        scores = (torch.tensor(context.get_logits_ith(place)).log_softmax(-1) for place in range(len(ids) - 1))
+        return math.exp(-statistics.fmean(float(row[token]) for row, token in zip(scores, ids[1:], strict=True)))
 
 
 @torch.inference_mode()
 def main() -> None:
     """Serve the turns; a line with 0 asks for the peak of memory and the perplexity, and ends."""
     about = json.loads(sys.argv[1])
-    side: Contender = Llama(about) if about["side"] == "llama.cpp" else Torch(about)
+    side: Contender = Llama(about) if about["side"].partition("@")[0] == "llama.cpp" else Torch(about)
     ids = torch.randint(0, 30_000, (about["context"],), generator=torch.Generator().manual_seed(0)).tolist()
     print(json.dumps(side.read(ids)), flush=True)
     for line in sys.stdin:
