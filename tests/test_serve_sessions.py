@@ -156,6 +156,18 @@ def test_answers_come_while_sessions_watch(served: Served) -> None:
         served.http.delete(f"/v1/sessions/{name}")
 
 
+def test_a_session_that_is_never_quiet_is_written_too(tmp_path: Path) -> None:
+    with serving("--kv-budget", "256", "--state", str(tmp_path), "--save-every", "1s") as served:
+        name, ends = make(served), time.monotonic() + 20
+        picture = frames(1)[0]
+        while not (tmp_path / name / "session.edge").exists():
+            assert time.monotonic() < ends
+            served.http.post(f"/v1/sessions/{name}/frames", content=picture)
+            time.sleep(0.1)
+        served.running.process.kill()
+        served.running.process.join()
+
+
 def test_killed_sessions_come_back_and_answer_as_they_would_have(tmp_path: Path) -> None:
     arguments = ("--kv-budget", "256", "--state", str(tmp_path))
     with serving(*arguments) as served:

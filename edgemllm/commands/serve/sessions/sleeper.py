@@ -108,12 +108,12 @@ class Sleeper:
             self.engine.family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
         )
         if self.file.exists():
-            self._load(made, self.file, archive)
+            self.record.load(session_file.load(made, self.file))
+        self._continue(made, archive)
         return made
 
-    def _load(self, session: Session, file: Path, archive: Archive | None) -> None:
-        """Put what was saved into a session. Its time continues after all that is archived, so that no frame is replaced."""
-        self.record.load(session_file.load(session, file))
+    def _continue(self, session: Session, archive: Archive | None) -> None:
+        """Let the time of frames that are sent continue after all that is archived, so that none is replaced."""
         if archive is not None:
             self._extent = Extent()
             self._extent.look(archive)
@@ -163,6 +163,11 @@ class Sleeper:
         folders = [self.file.parent, *([self.engine.archives.folder] if self.engine.archives else [])]
         return functools.reduce(lambda text, folder: text.replace(f"{folder}{os.sep}", ""), folders, line)
 
+    @property
+    def unwritten_s(self) -> float:
+        """Return how long what is in memory has been waiting to be written; 0 where nothing is."""
+        return 0.0 if self.saved or self.session is None else time.monotonic() - self.written
+
     def save(self) -> None:
         """Write down what changed."""
         if self.session is not None and not self.saved:
@@ -175,4 +180,6 @@ class Sleeper:
 
     def restore(self) -> None:
         """Put the session back to what was kept. Raises MissingError where nothing was."""
-        self._load(self.wake(), self.kept, self.archive)
+        session = self.wake()
+        self.record.load(session_file.load(session, self.kept))
+        self._continue(session, self.archive)

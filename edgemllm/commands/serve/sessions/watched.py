@@ -107,6 +107,8 @@ class Watched:
                     yield from self._look(self._feed)
                 else:
                     yield self._rest()
+                if self.sleeper.unwritten_s > self.periods.save_s:  # it is never quiet
+                    self._save()
         finally:
             self._end()
 
@@ -138,8 +140,6 @@ class Watched:
         try:
             with out_of_memory():
                 yield from self._next(feed)
-            if time.monotonic() - self.sleeper.written > self.periods.save_s:
-                self._save()
         except Exception as error:
             feed.close()
             self._feed = None
