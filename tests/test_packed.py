@@ -74,6 +74,7 @@ def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inp
     assert off(small.dense().float(), linear.weight) < {"int8": 0.01, "int4": 0.1}[quant]
     assert off(small(x), x @ small.dense().float().T + linear.bias) < 0.01
     assert QUANTS[quant](linear.weight)(x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(small(x.mT.contiguous().mT), small(x))  # the same numbers in another order in memory
 
 
 @pytest.mark.parametrize("bias", [True, False])

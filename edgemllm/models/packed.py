@@ -63,7 +63,7 @@ class PackedLinear(nn.Module):
         """Return x (..., K) times the weight (N, K), in the type of x."""
         if x.dim() != 2:
             return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
-        rows = x.bfloat16()
+        rows = x.bfloat16().contiguous()
         out = (self.product(rows) if rows.shape[0] <= self.few else self.unpacked_product(rows)).type_as(x)
         if self.padded:
             out = out[:, : self.out_features]
