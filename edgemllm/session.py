@@ -20,6 +20,7 @@ from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
 from edgemllm.cache.focus import Focus, room
 from edgemllm.cache.kv_cache import KVCache
+from edgemllm.cache.kv_store import split
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.errors import DoesNotFitError, UsageError
 from edgemllm.media.frame import Frame
@@ -363,7 +364,7 @@ class Session:
         spec = replace(self.family.spec, focus=room(self.policy, len(self.focus)), bits=self.bits)
         bound = None
         if self.budget is not None:
-            bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy, self.chunk)
+            bound = self.budget * spec.token_bytes(self.policy) + spec.fixed_bytes(self.policy, self.chunk, self.budget)
         return {
             "seen_tokens": self.cache.seen,
             "tokens": round(mean, 1),
@@ -374,6 +375,7 @@ class Session:
             "evicted_tokens": round(self.cache.seen - mean),
             "positions": self.policy.positions,
             "bits": self.bits.name,
+            "parts": split([layer.store for layer in self.cache.with_slots if layer.is_initialized], self.cache.nbytes),
             "streamed": any(layer.counts.streamed for layer in self.cache.managed),
             "state_bytes": self.cache.state_bytes,
             "managed_layers": len(self.cache.managed),

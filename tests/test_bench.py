@@ -17,7 +17,8 @@ from tiny import MODELS, Tiny, llama, qwen2_vl, random_ids
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.decode import MAX_GRAPHS, Decoder
-from edgemllm.cache.rope import Rope, inverse, rotate, rotate_
+from edgemllm.cache.numbering import rotate_
+from edgemllm.cache.rope import Rope, inverse, rotate
 from edgemllm.commands.bench.cell import read_bytes
 from edgemllm.commands.bench.grid import STOCK, grid
 from edgemllm.errors import UsageError

@@ -11,11 +11,11 @@ from command import run
 from tiny import MODELS, llama, qwen2_5_vl, random_ids
 
 from edgemllm import policies, session_file
+from edgemllm.cache import coded_attention
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.bits import KVBits, dequantise, quantise
-from edgemllm.cache.layer import CacheLayer
+from edgemllm.cache.kv_store import KVStore
 from edgemllm.errors import UsageError
-from edgemllm.models.finders import key_channels
 from edgemllm.session import Session
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -50,31 +50,58 @@ def test_a_number_is_off_by_at_most_half_a_step(bits: int, width: int, dtype: to
     assert off <= 0.51 * step + 16 * torch.finfo(dtype).eps
 
 
-@every_family
-def test_attention_computes_with_what_the_codes_stand_for(make, monkeypatch) -> None:
-    mine, reference = session(make, "4", "h2o"), session(make, "16", "h2o")
-    check_against_rounded(mine, reference, "4", monkeypatch)
+@pytest.mark.parametrize(("make", "bits"), [*((make, "4") for make in MODELS), (llama, "8"), (llama, "k8v4")])
+def test_a_slot_is_what_came_or_what_its_code_stands_for(make, bits: str, monkeypatch) -> None:
+    """Whatever was evicted: the first and the newest slots as they came, every other one rounded, once."""
+    stream, asked, came = session(make, bits, "h2o", 96), KVBits.parse(bits), {}
+    append = KVStore.append
+
+    def remembered(store, name, rows):
+        came[store, name] = torch.cat([*([came[store, name]] if (store, name) in came else []), rows], 2)
+        append(store, name, rows)
+
+    monkeypatch.setattr(KVStore, "append", remembered)
+    for count, seed in ((90, 1), (1, 2), (40, 3), (1, 4)):
+        feed(stream, count, seed)
+    for layer in stream.cache.managed:
+        exact, length = layer.store.exact, layer.length
+        assert length - exact.since(length) == 3, "one in 32 slots"
+        for name in ("keys", "values"):
+            tokens = layer.positions[0].long()[..., None]
+            whole = came[layer.store, name].gather(2, tokens.expand(-1, -1, -1, came[layer.store, name].shape[-1]))
+            even = layer.channels if name == "keys" else None
+            rounded = dequantise(*quantise(even.evened(whole) if even else whole, asked.of(name)), asked.of(name), whole.dtype)
+            rounded = even.restored(rounded) if even else rounded
+            rounded[:, :, : exact.first(length)] = whole[:, :, : exact.first(length)]
+            rounded[:, :, exact.since(length) :] = whole[:, :, exact.since(length) :]
+            torch.testing.assert_close(layer.store.read(name), rounded, rtol=0, atol=0)
+            torch.testing.assert_close(layer.store.read(name, slice(-9, None)), rounded[:, :, -9:], rtol=0, atol=0)
 
 
-@fewer
-def test_a_cache_without_bound_computes_with_what_the_codes_stand_for(bits: str, monkeypatch) -> None:
-    check_against_rounded(session(llama, bits, "full", None), session(llama, "16", "full", None), bits, monkeypatch)
-
-
-def check_against_rounded(mine: Session, reference: Session, bits: str, monkeypatch) -> None:
-    """Compare with a cache that holds in full precision what the codes stand for."""
-    channels = dict(zip(map(id, reference.cache.with_slots), key_channels(reference.family), strict=True))
-    got, update, asked = feed(mine, 90), CacheLayer.update, KVBits.parse(bits)
-
-    def rounded(layer, keys, values, *args, **kwargs):
-        even = channels[id(layer)] if asked.keys == 4 else None
-        keys = even.evened(keys) if even else keys
-        keys = dequantise(*quantise(keys, asked.keys), asked.keys, keys.dtype)
-        values = dequantise(*quantise(values, asked.values), asked.values, values.dtype)
-        return update(layer, even.restored(keys) if even else keys, values, *args, **kwargs)
-
-    monkeypatch.setattr(CacheLayer, "update", rounded)
-    torch.testing.assert_close(got, feed(reference, 90), atol=2e-4, rtol=1e-3)
+@pytest.mark.parametrize(
+    ("make", "bits", "policy"),
+    [
+        *((make, "4", "h2o") for make in MODELS),
+        *((llama, bits, name) for bits in FEWER for name in ("inf-mllm", "edge", "full")),
+    ],
+)
+def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, policy: str, monkeypatch) -> None:
+    pytest.importorskip("numba", reason="codes are unpacked where Numba is not installed")
+    threads = torch.get_num_threads()
+    pair = [session(make, bits, policy, None if policy == "full" else 64) for _ in range(2)]
+    try:
+        for number, stream in enumerate(pair):
+            monkeypatch.setattr(coded_attention, "SLOTS_EACH", 16)  # in two parts
+            torch.set_num_threads(2)
+            feed(stream, 90)
+            with monkeypatch.context() as patch:
+                if number:
+                    patch.setattr(coded_attention, "kernels", lambda: None)
+                logits = [stream.step(token) for token in range(1, 5)]
+            pair[number] = torch.cat(logits)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*pair, atol=2e-4, rtol=1e-3)
 
 
 @every_family
@@ -84,6 +111,9 @@ def test_the_budget_is_known_to_the_byte_and_a_saved_stream_continues(make, tmp_
     kv = first.kv()
     assert kv["bytes"] == kv["budget_bytes"] < session(make, "16").kv()["budget_bytes"]
     assert kv["bits"] == 4
+    assert kv["parts"].keys() == {"keys", "values", "scales", "notes"}
+    assert sum(kv["parts"].values()) == kv["bytes"]
+    assert kv["parts"]["scales"] > 0
     session_file.save(first, tmp_path / "state.edge")
     session_file.load(resumed, tmp_path / "state.edge")
     for size, seed in ((1, 2), (40, 3)):

@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgemllm.cache.chunk import Chunk
+from edgemllm.cache.coded_attention import CodedAttention, readable
 from edgemllm.cache.constant_layers import SharedLayer, read
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kernels import attend, visible_slots
@@ -54,8 +55,15 @@ def attention(
         watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
         if layer.policy.query_window:
             layer.remember_queries(query, scale)
-    query, (key, value) = rotate_queries(query, rotation), read(layer, kv_cache.now)
+    query = rotate_queries(query, rotation)
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
+    if mask is None and readable(layer, query):
+        coded = CodedAttention(layer)
+        weights = coded.weights(query, scale)
+        if watched:
+            _show(layer, kv_cache.now, weights, layer.length)
+        return coded.output(weights).to(query.dtype).transpose(1, 2).contiguous(), None
+    key, value = read(layer, kv_cache.now)
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
@@ -74,12 +82,17 @@ def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: fl
     count, length = query.shape[2], key.shape[2]
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
-        visible = length - count + stop
-        weights = attention_weights(query[:, :, start:stop], key[:, :, :visible], scale)
-        now.observed = slice(visible - (stop - start), visible)
-        seen = weights if layer.policy.per_query_head else group_mean(weights, key.shape[1])
-        layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
+        weights = attention_weights(query[:, :, start:stop], key[:, :, : length - count + stop], scale)
+        _show(layer, now, weights, length)
         yield weights
+
+
+def _show(layer: ManagedLayer, now: Pass, weights: Tensor, length: int) -> None:
+    """Let the policy see weights (B, H, rows, l) on the first l of `length` slots, the last of which are the rows' own."""
+    visible = weights.shape[3]
+    now.observed = slice(visible - weights.shape[2], visible)
+    seen = weights if layer.policy.per_query_head else group_mean(weights, layer.kv_heads)
+    layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ class KVBits:
         """Return what JSON says: 16, 8, 4, or k8v4."""
         return self.keys if self.keys == self.values else f"k{self.keys}v{self.values}"
 
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """Return which of `keys` and `values` are stored as codes."""
+        return tuple(name for name in ("keys", "values") if self.of(name) != WHOLE)
+
     def of(self, column: str) -> int:
         """Return the bits of `keys` or `values`."""
         return self.keys if column == "keys" else self.values
@@ -84,6 +89,19 @@ EVENED = 4
 """Keys of this many bits need their channels evened; with 8 bits it makes no difference (docs/measurements/kv-bits.md)."""
 
 
+FIRST = 1
+"""So many first slots keep their exact numbers beside the codes: every query looks there (KVQuant, section 3.6)."""
+NEWEST = 16
+"""So many of the newest slots at most keep theirs, as in KIVI (arXiv 2402.02750)."""
+SLOTS_EACH = 32
+"""A small cache keeps one exact slot in so many."""
+
+
+def newest_exact(budget: int | None) -> int:
+    """Return how many of the newest slots keep exact numbers in a layer of `budget` slots (None: without end)."""
+    return NEWEST if budget is None else min(NEWEST, budget // SLOTS_EACH)
+
+
 def scales_of(column: str) -> str:
     """Return the name of the column that holds the scales and offsets of `keys` or `values`."""
     return f"{column}_scales"
@@ -97,10 +115,10 @@ def groups(width: int) -> int:
 def quantise(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return codes (..., D * bits / 8) uint8 and their scales and offsets (..., groups, 2) float16 of rows (..., D)."""
     grouped = rows.float().unflatten(-1, (groups(rows.shape[-1]), -1))
-    low, high = grouped.amin(-1, keepdim=True).half(), grouped.amax(-1, keepdim=True)
-    steps = 2**bits - 1
-    scale = ((high - low) / steps).half().clamp_min(torch.finfo(torch.float16).tiny)
-    codes = ((grouped - low) / scale.float()).round_().clamp_(0, steps).to(torch.uint8).flatten(-2)
+    least, most = grouped.aminmax(dim=-1, keepdim=True)
+    steps, low = 2**bits - 1, least.half()
+    scale = (most - low).div_(steps).half().clamp_min_(torch.finfo(torch.float16).tiny)
+    codes = (grouped - low).div_(scale).round_().clamp_(0, steps).to(torch.uint8).flatten(-2)
     if bits == 4:  # a byte holds a channel of the first half and one of the second
         first, second = codes.chunk(2, -1)
         codes = first | second << 4

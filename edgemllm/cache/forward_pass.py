@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.rope import Rotation
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -22,7 +25,8 @@ class Pass:
     """Of the chunk's tokens in the layer that is running."""
     observed: slice = field(default_factory=lambda: slice(0))
     """The slots whose queries the policy is being shown."""
-    rotations: dict[Hashable, Rotation] = field(default_factory=dict)
+    rotations: dict[Hashable, Any] = field(default_factory=dict)
+    """What layers with the same rotation share of it."""
     tokens: dict[str, Tensor] = field(init=False)
     """What slots hold of the chunk's tokens besides keys and values, as `Slots.append` takes it."""
     read: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -36,8 +40,9 @@ class Pass:
             "time": chunk.time[:, None],
         }
 
-    def shared(self, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
-        """Return the rotation of `key`, computed for the first layer that asks."""
+    def shared(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what `key` names, computed for the first layer that asks."""
         if key not in self.rotations:
             self.rotations[key] = compute()
-        return self.rotations[key]
+        found: T = self.rotations[key]
+        return found

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from edgemllm.cache.bits import WHOLE, Channels, KVBits, dequantise, quantise, scales_of
+from edgemllm.cache.exact_rows import ExactRows
+from edgemllm.cache.rope import Rotation
 from edgemllm.cache.slots import Slots
-from edgemllm.lazy import Tensor, torch
+from edgemllm.lazy import Tensor
 
 NAMES = ("keys", "values")
 
@@ -12,27 +17,78 @@ NAMES = ("keys", "values")
 class KVStore:
     """Reads and writes the columns `keys` and `values` of slots."""
 
-    def __init__(self, slots: Slots, bits: KVBits, dtype: torch.dtype, channels: Channels | None) -> None:
-        self.slots, self.bits, self.dtype, self.channels = slots, bits, dtype, channels
+    def __init__(
+        self, slots: Slots, bits: KVBits, channels: Channels | None, widths: tuple[int, int], newest: int, like: Tensor
+    ) -> None:
+        """Allocate exact rows for `newest` slots of `widths` (keys, values), of the type of `like` (B, H_kv, ...)."""
+        self.slots, self.bits, self.channels = slots, bits, channels
+        coded = {name: width for name, width in zip(NAMES, widths, strict=True) if name in bits.coded}
+        self.exact = ExactRows(coded, newest, like) if coded else None
+        """Beside the codes; None where there are none."""
 
     def read(self, name: str, slots: slice = slice(None)) -> Tensor:
         """Return keys or values of some live slots, (B, H_kv, n, D): a view, or a copy of what fewer bits stand for."""
         bits, stored = self.bits.of(name), self.slots.live(name)[:, :, slots]
         if bits == WHOLE:
             return stored
-        rows = dequantise(stored, self.slots.live(scales_of(name))[:, :, slots], bits, self.dtype)
-        return self.channels.restored(rows) if name == "keys" and self.channels else rows
+        rows = dequantise(stored, self.slots.live(scales_of(name))[:, :, slots], bits, self.slots.like.dtype)
+        if name == "keys" and self.channels:
+            self.channels.restored(rows)
+        assert self.exact is not None
+        self.exact.lay_over(name, rows, slots.indices(self.slots.length)[0], self.slots.length)
+        return rows
 
-    def write_newest(self, name: str, rows: Tensor) -> None:
+    def append(self, name: str, rows: Tensor) -> None:
         """Write rows (B, H_kv, n, D) of keys or values to the last n slots."""
         for column, numbers in self._stored(name, rows).items():
             self.slots.newest(column, rows.shape[2]).copy_(numbers)
+        if self.exact and name in self.exact.tensors:
+            self.exact.append(name, rows, self.slots.length)
 
     def put(self, name: str, index: Tensor, rows: Tensor) -> None:
         """Write rows (B, H_kv, n, D) of keys or values to the slots at `index` (B, H_kv, n)."""
+        if self.exact and name in self.exact.tensors:
+            self.exact.replace(name, self.read(name).scatter_(2, index[..., None].expand(rows.shape), rows))
         for column, numbers in self._stored(name, rows).items():
             wide = index.view(*index.shape, *(1 for _ in numbers.shape[3:])).expand(numbers.shape)
             self.slots.live(column).scatter_(2, wide, numbers)
+
+    def keep(self, index: Tensor, rotation: Rotation | None) -> None:
+        """Keep the slots at `index` (B, H_kv | 1, n), ascending, and rotate their keys."""
+        if self.exact:
+            self.exact.keep(index, self.slots.length)
+        self.slots.keep(index, rotation)
+
+    def clear(self) -> None:
+        """Forget every token and keep the memory."""
+        if self.exact:
+            self.exact.clear()
+        self.slots.clear()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what a saved session holds of it: live columns and exact rows by name, and plain values."""
+        tensors = {name: self.slots.live(name) for name in self.slots.tensors}
+        exact, values = self.exact.state() if self.exact else ({}, {})
+        return tensors | exact, values
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put in what `state` gave."""
+        self.slots.load(tensors)
+        if self.exact:
+            self.exact.load(tensors, values)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of keys and values, with those that are exact beside their codes, and of the scales of both."""
+        whole = {name: self.slots.tensors[name].nbytes for name in NAMES}
+        exact = {name: tensor.nbytes for name, tensor in self.exact.tensors.items()} if self.exact else {}
+        scales = sum(self.slots.tensors[scales_of(name)].nbytes for name in self.bits.coded)
+        return {**{name: size + exact.get(name, 0) for name, size in whole.items()}, "scales": scales}
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all slots, with what is noted of them."""
+        return self.slots.nbytes + (self.exact.nbytes if self.exact else 0)
 
     @property
     def live_bytes(self) -> int:
@@ -46,3 +102,11 @@ class KVStore:
             return {name: rows}
         even = self.channels.evened(rows) if name == "keys" and self.channels else rows
         return dict(zip((name, scales_of(name)), quantise(even, bits), strict=True))
+
+
+def split(stores: Iterable[KVStore], total: int) -> dict[str, int]:
+    """Return what the bytes of a cache consist of: keys, values, their scales, and what is noted of tokens and layers."""
+    found = dict.fromkeys((*NAMES, "scales"), 0)
+    for store in stores:
+        found = {name: size + store.parts[name] for name, size in found.items()}
+    return {**found, "notes": total - sum(found.values())}

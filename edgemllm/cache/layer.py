@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from edgemllm.cache.bits import UNQUANTISED, WHOLE, Channels, KVBits
+from edgemllm.cache.bits import UNQUANTISED, WHOLE, Channels, KVBits, newest_exact
 from edgemllm.cache.columns import columns
 from edgemllm.cache.counts import Counts
 from edgemllm.cache.forward_pass import Pass
@@ -49,6 +49,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = False  # keys and values, which transformers sets too, are views of `slots` here
         self.rope, self.mode, self.buffers, self.layer_stats = rope, positions, buffers, layer_stats
         self.query_window, self.budget, self.window, self.bits = query_window, budget, window, bits
+        self.newest_exact = newest_exact(budget)  # of the first budget: what plans count
         self.counts = Counts()
         self.stats: dict[str, Tensor] = {}
         """What the policy notes about the whole layer."""
@@ -71,7 +72,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         capacity = self.budget if self.budget is not None else max(GROWTH, keys.shape[2])
         table = columns(keys.shape[-1], values.shape[-1], self.rope.axes, self.mode, self.buffers, self.bits)
         self.slots = Slots(table, keys, capacity)
-        self.store = KVStore(self.slots, self.bits, keys.dtype, self.channels)
+        self.store = KVStore(self.slots, self.bits, self.channels, self.widths, self.newest_exact, keys)
         stay = self.budget is None or self.mode == "original"  # slots keep their positions, so that keys are rotated once
         rotated = self.store_rotated and self.rope.fixed and (stay or keys.dtype.itemsize >= 4) and self.bits.keys == WHOLE
         self.numbering = Numbering(self.slots, self.rope, self.mode, rotated)
@@ -87,8 +88,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.make_room(count)
         self.advance(count, self.now.tokens)
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
-        self.store.write_newest("keys", rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
-        self.store.write_newest("values", values)
+        self.store.append("keys", rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
+        self.store.append("values", values)
         return keys, values  # attention reads the layer itself
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
@@ -113,7 +114,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Forget everything and keep the memory."""
         self.counts = Counts()
         if self.is_initialized:
-            self.slots.clear()
+            self.store.clear()
         for number in self.stats.values():
             number.zero_()
 
@@ -170,7 +171,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.counts.evicted += self.length - index.shape[-1]
         self.counts.compactions += 1
         self.counts.new_since_eviction = 0
-        self.slots.keep(index, self.numbering.shift(self.now, index))
+        self.store.keep(index, self.numbering.shift(self.now, index))
         self.numbering.close_gaps()
 
     def rotated_keys(self) -> Tensor:
@@ -212,7 +213,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             return 0
         noted = sum(each.nbytes for each in (self.queries, self.channels) if each is not None)
-        return self.slots.nbytes + noted + sum(number.nbytes for number in self.stats.values())
+        return self.store.nbytes + noted + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:
         """See to it that `count` more tokens fit."""
@@ -235,15 +236,15 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         values["counts"] = dataclasses.asdict(self.counts)
         if not self.is_initialized:
             return {}, values
-        tensors = {name: self.slots.live(name) for name in self.slots.tensors}
+        tensors, more = self.store.state()
         tensors |= {f"stats.{name}": number for name, number in self.stats.items()}
         if self.queries is not None:
             tensors["queries"] = self.queries
         if self.channels is not None:
             tensors |= {"channels.mean": self.channels.mean, "channels.width": self.channels.width}
         # The same capacity again, so that an unbounded layer grows at the same lengths.
-        more = {"widths": self.widths, "dtype": str(self.dtype).removeprefix("torch.")}
-        return tensors, {**values, **more, "capacity": self.slots.capacity}
+        more |= {"widths": self.widths, "dtype": str(self.dtype).removeprefix("torch."), "capacity": self.slots.capacity}
+        return tensors, {**values, **more}
 
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Put in what `state` gave, within this layer's own budget."""
@@ -264,5 +265,5 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(*(empty.expand(-1, -1, -1, width) for width in values["widths"]))
         elif self.slots.capacity < length:  # trimmed by an earlier run
             self.slots.resize(self.budget or length)
-        self.slots.load(tensors)
+        self.store.load(tensors, values)
         self.stats = {name: tensors[f"stats.{name}"] for name in self.stats}

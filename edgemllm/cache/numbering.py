@@ -7,13 +7,18 @@ number; with several (M-RoPE) it is stored beside the key.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from edgemllm.cache.forward_pass import Pass
-from edgemllm.cache.rope import Rope, Rotation, inverse, renumber, renumber_appended, rotate_
+from edgemllm.cache.rope import Rope, Rotation, inverse, renumber, renumber_appended
 from edgemllm.cache.slots import Slots
+
+T = TypeVar("T")
+BLOCK = 256
+"""Slots rotated at once in place: what they need stays in a processor's cache."""
 
 
 class Numbering:
@@ -37,6 +42,15 @@ class Numbering:
             cos, sin = self._span(now, 0, self.slots.length)
             return cos[:, :, slots], sin[:, :, slots]
         return self.rope.at(self.positions()[..., slots], self.slots.like)
+
+    def angles(self, now: Pass | None) -> Rotation:
+        """Return the cosines and sines of every slot's angles in single precision, each (B, H_kv | 1, L, R / 2)."""
+        return self.common(now, ("angles", self.slots.length), self._angles)
+
+    def _angles(self) -> Rotation:
+        cos, sin = self.rope.at(self.positions(), self.slots.like.float())
+        half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
+        return cos[..., :half].contiguous(), sin[..., half:].contiguous()
 
     def append(self, now: Pass, count: int, intact: bool) -> Rotation:
         """Number the last `count` slots and return their rotation, shared by layers that are `intact`: with nothing evicted."""
@@ -94,6 +108,26 @@ class Numbering:
     def _span(self, now: Pass | None, start: int, stop: int) -> Rotation:
         return self._shared(now, (start, stop), lambda: self.rope.span(start, stop, self.slots.like))
 
-    def _shared(self, now: Pass | None, key: Hashable, compute: Callable[[], Rotation]) -> Rotation:
-        """Return a rotation that the first layer of a pass computes for those after it."""
+    def common(self, now: Pass | None, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what follows from slots' numbers, from the first layer of a pass where these are the same in all layers."""
+        return self._shared(now, key, compute) if self.mode == "cache" and not self.stored else compute()
+
+    def _shared(self, now: Pass | None, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return what the first layer of a pass with this rotation computes for those after it."""
         return compute() if now is None else now.shared((self.rope, key), compute)
+
+
+def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate x (B, h, L, D) in place, and return it."""
+    cos, sin = rotation
+    if not cos.shape[-1]:
+        return x
+    half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
+    for start in range(0, x.shape[2], BLOCK):
+        block = slice(start, start + BLOCK)
+        first, second = x[:, :, block, : 2 * half].chunk(2, dim=-1)
+        c, s = cos[:, :, block, :half], sin[:, :, block, half:]
+        turned = (first * c).addcmul_(second, s, value=-1)
+        second.mul_(c).addcmul_(first, s)
+        first.copy_(turned)
+    return x

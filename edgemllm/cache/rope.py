@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 Rotation = tuple[Tensor, Tensor]
 """cos and signed sin, each (B, H_kv | 1, L, R), R <= D rotated channels: sin is negated where it meets a pair's second half."""
 
-BLOCK = 256
-"""Slots rotated at once in place: what they need stays in a processor's cache."""
-
 
 class Rope:
     """A model's own rotary embedding, asked for any positions."""
@@ -83,22 +80,6 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     out[..., :half].addcmul_(x[..., half:], sin[..., :half])
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
     return out.to(x.dtype)  # LFM3 rotates in single precision, whatever its keys are
-
-
-def rotate_(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate x (B, h, L, D) in place, and return it."""
-    cos, sin = rotation
-    if not cos.shape[-1]:
-        return x
-    half = cos.shape[-1] // 2  # both halves of a pair turn by the same angle
-    for start in range(0, x.shape[2], BLOCK):
-        block = slice(start, start + BLOCK)
-        first, second = x[:, :, block, : 2 * half].chunk(2, dim=-1)
-        c, s = cos[:, :, block, :half], sin[:, :, block, half:]
-        turned = (first * c).addcmul_(second, s, value=-1)
-        second.mul_(c).addcmul_(first, s)
-        first.copy_(turned)
-    return x
 
 
 def inverse(rotation: Rotation) -> Rotation:

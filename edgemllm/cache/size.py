@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgemllm.cache.bits import EVENED, UNQUANTISED, KVBits
+from edgemllm.cache.bits import EVENED, FIRST, UNQUANTISED, KVBits, newest_exact
 from edgemllm.cache.columns import ITEM_BYTES, columns
 
 if TYPE_CHECKING:
@@ -70,23 +70,30 @@ class CacheSpec:
         """Return the bytes of one cached token over all managed layers."""
         return sum(self._slot_bytes(layer, policy.positions, policy.buffers) for layer in self.managed)
 
-    def fixed_bytes(self, policy: CachePolicy, chunk: int = 1) -> int:
-        """Return the bytes that do not depend on the budget.
+    def fixed_bytes(self, policy: CachePolicy, chunk: int = 1, budget: int | None = None) -> int:
+        """Return the bytes that do not grow with the budget, in slots per layer (None: large, or without end).
 
-        These are a policy's queries and layer statistics, constant states, and sliding layers beside full ones, which are fed
-        `chunk` tokens.
+        These are a policy's queries and layer statistics, constant states, exact rows beside codes, and sliding layers beside
+        full ones, which are fed `chunk` tokens.
         """
         managed = self.managed
         queries = [layer.heads * layer.head_dim * self.itemsize for layer in managed]
         noted = policy.query_window * sum(queries) + 4 * len(policy.layer_stats) * len(managed)
         if self.bits.keys == EVENED:
             noted += sum(2 * layer.kv_heads * layer.head_dim * self.itemsize for layer in self.layers if layer.kind != "shared")
-        windows = [
-            (layer.window - 1 + chunk) * self._slot_bytes(layer, "cache")
+        noted += sum(self._exact_bytes(layer, budget) for layer in managed)
+        sliding = [
+            (layer, layer.window - 1 + chunk)
             for layer in self.layers
             if layer.window is not None and layer.kind not in (managed[0].kind, "shared")
         ]
-        return self.focus * max(queries) + sum(windows) + noted + self.state_bytes
+        windows = sum(slots * self._slot_bytes(layer, "cache") + self._exact_bytes(layer, slots) for layer, slots in sliding)
+        return self.focus * max(queries) + windows + noted + self.state_bytes
+
+    def _exact_bytes(self, layer: LayerSpec, budget: int | None) -> int:
+        """Return the bytes of the exact rows of a layer of so many slots."""
+        numbers = len(self.bits.coded) * layer.kv_heads * layer.head_dim
+        return (FIRST + newest_exact(budget)) * numbers * self.itemsize
 
     def _slot_bytes(self, layer: LayerSpec, positions: str, buffers: Sequence[str] = ()) -> int:
         table = columns(layer.head_dim, layer.head_dim, self.axes, positions, buffers, self.bits)

@@ -52,10 +52,9 @@ class Case:
         """Return the bytes of a cached token over all layers."""
         return self.shape.token_bytes(self.policy)
 
-    @property
-    def fixed_bytes(self) -> int:
-        """Return the bytes of the cache that do not depend on the budget."""
-        return self.shape.fixed_bytes(self.policy, self.chunk)
+    def fixed_bytes(self, tokens: int | None = None) -> int:
+        """Return the bytes of a cache of `tokens` per layer (None: many) that do not grow with it."""
+        return self.shape.fixed_bytes(self.policy, self.chunk, tokens)
 
     @property
     def scratch(self) -> Scratch:
@@ -75,7 +74,7 @@ class Case:
 
     def kv_bytes(self, tokens: int) -> int:
         """Return the bytes of the cache at `tokens` per layer."""
-        return self.fixed_bytes + tokens * self.token_bytes
+        return self.fixed_bytes(tokens) + tokens * self.token_bytes
 
     def tokens(self) -> int:
         """Return the tokens per layer: what was asked for, or what memory leaves.
@@ -124,12 +123,13 @@ class Case:
 
     def _held_by(self, size: int) -> int:
         """Return the tokens per layer in a cache of `size` bytes."""
-        return max(0, size - self.fixed_bytes) // self.token_bytes
+        most = max(0, size - self.fixed_bytes(0)) // self.token_bytes
+        return max(0, size - self.fixed_bytes(most)) // self.token_bytes
 
     def _left(self) -> int:
         """Return the tokens per layer for which memory is left; each takes cache and prefill scratch."""
         fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.scratch)
-        taken = fixed + self.fixed_bytes + self.profile.margin
+        taken = fixed + self.fixed_bytes() + self.profile.margin
         taken += self.spec.weights_bytes(self.quant, self.dtype)
         taken += vision_bytes(self.spec.vision, self.spec.hidden, self.dtype, self.frames)
         return max(0, self.memory.free_bytes - taken) // (self.token_bytes + per_token)

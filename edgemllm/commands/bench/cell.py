@@ -160,13 +160,17 @@ class Stock:
         return {
             "seen_tokens": seen, "tokens": round(mean, 1), "tokens_per_layer": lengths, "budget_tokens": None,
             "budget_bytes": None, "bytes": size, "evicted_tokens": round(seen - mean), "positions": "original",
-            "bits": 16, "streamed": False, "state_bytes": self._state_bytes(), "managed_layers": 0,
+            "bits": 16, "parts": self._parts(), "streamed": False, "state_bytes": self._state_bytes(), "managed_layers": 0,
         }  # fmt: skip
 
     def kv_bytes(self) -> int:
         """Return the bytes of the cache that a decoded token reads."""
-        slots = sum(layer.keys.nbytes + layer.values.nbytes for layer in self._with_keys())
-        return int(slots) + self._state_bytes()
+        return sum(self._parts().values())
+
+    def _parts(self) -> dict[str, int]:
+        held = self._with_keys()
+        keys, values = sum(layer.keys.nbytes for layer in held), sum(layer.values.nbytes for layer in held)
+        return {"keys": keys, "values": values, "scales": 0, "notes": self._state_bytes()}
 
     def _with_keys(self) -> list[Any]:
         return [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
