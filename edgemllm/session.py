@@ -95,6 +95,7 @@ class Session:
         self._tokens = tokens
         self._format: ChatFormat | None = None
         self._decoder: Decoder | None = None
+        self._rest: list[Token] = []  # read of a document, and not yet taken in
 
     @property
     def format(self) -> ChatFormat:
@@ -227,11 +228,15 @@ class Session:
         blocks = [source] if isinstance(source, str) else source.blocks(lambda: self.stopped)
         before, piece = self.meter.text_tokens, ""
         self.stopped = False
-        for _, next_piece in pieces(blocks, 8 * self.chunk):  # about two chunks: a stop is heard soon
-            self.read_on(next_piece, begin=not piece)
-            piece = next_piece
-            if self.stopped:
-                break
+        try:
+            for _, next_piece in pieces(blocks, 8 * self.chunk):  # about two chunks: a stop is heard soon
+                self.read_on(next_piece, begin=not piece, whole=True)
+                piece = next_piece
+                if self.stopped:
+                    break
+        finally:
+            if piece:
+                self.read_on("")
         if not (piece or self.stopped):
             raise empty("it" if isinstance(source, str) else source.name)
         self.meter.lines += bool(piece) and not piece.endswith("\n")
@@ -239,18 +244,21 @@ class Session:
         return self.meter.text_tokens - before
 
     @torch.inference_mode()
-    def read_on(self, piece: str, begin: bool = False) -> None:
+    def read_on(self, piece: str, begin: bool = False, whole: bool = False) -> None:
         """Read the next piece of a document, cut at a line or between two words; the first one begins it. `ask` ends it.
 
-        All of it is read, however soon a stop comes.
+        All of it is read, however soon a stop comes. `whole`: in whole chunks, the rest together with the next piece: chunks
+        of all sizes would scatter over the heap, which then grows.
         """
         if begin or self.context is None:
             self._open(TEXT)
             self.context = ""
         assert self.context is not None
-        tokens = tokenize(self.family.tokenizer, self.context, piece, special=False)
-        for start in range(0, len(tokens), self.chunk):
-            self._take(tokens[start : start + self.chunk])
+        tokens = [*self._rest, *tokenize(self.family.tokenizer, self.context, piece, special=False)]
+        end = len(tokens) - (len(tokens) % self.chunk if whole else 0)
+        for start in range(0, end, self.chunk):
+            self._take(tokens[start : min(start + self.chunk, end)])
+        self._rest = tokens[end:]
         self.context = end_of(self.context, piece)
 
     def _take(self, tokens: Sequence[Token]) -> None:

@@ -37,14 +37,18 @@ class Passages:
             "line": self.line + self._text.count("\n"),
         }
 
-    def add(self, text: str, sizes: Sequence[int], keys: Array) -> list[dict[str, Any]]:
-        """Take in text, the bytes of its tokens and their keys (n, heads, D); return the passages to keep.
+    def add(self, text: str, sizes: Sequence[int], keys: Array | None) -> list[dict[str, Any]]:
+        """Take in text, the bytes of the next tokens and their keys (n, heads, D); return the passages to keep.
 
-        The last one may be short: it is kept as it is, and returned again, longer, when more has come.
+        Text may come before its tokens. The last passage may be short: it is kept as it is, and returned again, longer, when
+        more has come.
         """
-        ends = len(self._text.encode()) + np.cumsum(sizes, dtype=int)
+        self._text += text
+        if keys is None:
+            return []
+        ends = (self._ends[-1] if len(self._ends) else 0) + np.cumsum(sizes, dtype=int)
         self._keys = np.concatenate([self._keys, keys]) if len(self._keys) else keys
-        self._text, self._ends = self._text + text, np.concatenate([self._ends, ends])
+        self._ends = np.concatenate([self._ends, ends])
         return list(self._cut())
 
     def _cut(self) -> Iterator[dict[str, Any]]:

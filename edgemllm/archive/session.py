@@ -77,14 +77,14 @@ class ArchivedSession(Session):
         self._notes, self._video = None, self.archive.medium(self.source)
         self.archive.add_frames(self._video, [(each.time, encoded(each.pixels), notes.of_frame(each.time)) for each in frames])
 
-    def read_on(self, piece: str, begin: bool = False) -> None:
+    def read_on(self, piece: str, begin: bool = False, whole: bool = False) -> None:
         if begin or self._passages is None:  # a question ends the turn, not the text
             self._passages = Passages(self._text_number(), self._room, line=self.meter.lines + 1)
         self._sizes: list[int] = []
         self._keys: list[Array] = []
-        super().read_on(piece, begin)
-        if self._keys:
-            self.archive.add_passages(self._passages.medium, self._passages.add(piece, self._sizes, np.concatenate(self._keys)))
+        super().read_on(piece, begin, whole)
+        keys = np.concatenate(self._keys) if self._keys else None
+        self.archive.add_passages(self._passages.medium, self._passages.add(piece, self._sizes, keys))
 
     def _text_number(self) -> int:
         """Return the number of the text that begins: of one that cannot be read twice another than it had before."""
