@@ -27,6 +27,7 @@ from edgemllm.commands.recall.run import Stream, at_the_end
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.launch import Request, prepare
 from edgemllm.media.frame import Frame
+from edgemllm.media.subtitles import Cue, Subtitles
 from edgemllm.models.chat import Sampling
 from edgemllm.session import Session
 
@@ -52,8 +53,8 @@ def kept(tmp_path: Path) -> Iterator[Archive]:
     archive.close()
 
 
-def opened(family: Any, archive: Archive, **more: Any) -> ArchivedSession:
-    launch = prepare(Request(policy="streaming-llm", kv_budget=str(SLOTS)))
+def opened(family: Any, archive: Archive, slots: int = SLOTS, **more: Any) -> ArchivedSession:
+    launch = prepare(Request(policy="streaming-llm", kv_budget=str(slots)))
     session = launch.open(family=family, make=functools.partial(ArchivedSession, archive=archive, **more))
     assert isinstance(session, ArchivedSession)
     return session
@@ -222,6 +223,23 @@ def test_passages_are_the_whole_text_cut_at_sentences() -> None:
         }
     assert "".join(each["text"] for _, each in sorted(found.items())) == text
     assert sum(each["text"].endswith(".") for each in found.values()) > len(found) / 2
+
+
+def test_what_was_said_is_archived_with_its_second_and_looked_at_again(family: Any, stream: Stream, kept: Archive) -> None:
+    session = opened(family, kept, slots=96, share=0.5)
+    session.source = "lecture"
+    session.watch(
+        iter(stream.haystack.items[:60]), Subtitles([Cue(20.0, 24.0, "The keys are in a tin box."), Cue(70.0, 71.0, "End")])
+    )
+    place, *_ = kept.matching("Where are the keys?")
+    assert (kept.media()[place.medium], place.first, kept.text(place)) == (
+        "lecture (subtitles)",
+        19.0,
+        "The keys are in a tin box.",
+    )
+    "".join(session.ask("Where are the keys?"))
+    assert (19.0, 19.001) in session.looked.spans
+    assert "00:00:19" in session.looked.note()
 
 
 def test_keys_lead_to_their_place_and_ranks_are_fused() -> None:

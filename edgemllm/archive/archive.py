@@ -33,7 +33,7 @@ class Place:
     words: bool = False
     """Whether it is text."""
     line: int = 0
-    """Line of a text."""
+    """Line of a text; 0 for frames and subtitles, whose places are seconds."""
 
 
 class Archive:

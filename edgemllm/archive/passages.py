@@ -13,7 +13,15 @@ from edgemllm.archive.index import Array, packed
 LEAST, MOST = 16, 64
 """Tokens of a passage, and at most half as many again: a sentence is cut only where it is longer."""
 
+MOMENT_S = 0.001
+"""How long a subtitle lasts in the archive: a span is not empty."""
+
 END = re.compile(r"[.!?][\"'”’)]*(?=\s)|\n+")
+
+
+def said(seconds: float, text: str, keys: bytes) -> dict[str, Any]:
+    """Return the passage of subtitles that came after the frame of that second: its place is the second, it has no line."""
+    return {"first": seconds, "last": seconds + MOMENT_S, "line": 0, "time": seconds, "text": text, "keys": keys}
 
 
 class Passages:

@@ -16,10 +16,10 @@ from edgemllm.archive import choice
 from edgemllm.archive.archive import Archive, Place
 from edgemllm.archive.calibration import finders_of
 from edgemllm.archive.held import Held
-from edgemllm.archive.index import Array
-from edgemllm.archive.look import Look, parts
+from edgemllm.archive.index import Array, packed
+from edgemllm.archive.look import Look, named, parts
 from edgemllm.archive.notes import Notes
-from edgemllm.archive.passages import Passages
+from edgemllm.archive.passages import Passages, said
 from edgemllm.archive.pictures import decoded, encoded
 from edgemllm.cache.chunk import Chunk
 from edgemllm.errors import EdgeError
@@ -76,6 +76,16 @@ class ArchivedSession(Session):
         self._each = max(self._each, -(-(self.cache.seen - seen) // len(frames)))
         self._notes, self._video = None, self.archive.medium(self.source)
         self.archive.add_frames(self._video, [(each.time, encoded(each.pixels), notes.of_frame(each.time)) for each in frames])
+
+    def see_or_hear(self, part: list[Frame] | str, interval: float | None = None) -> None:
+        if not isinstance(part, str):
+            super().see_or_hear(part, interval)
+            return
+        self._notes = notes = Notes(self._finders.words.heads)
+        super().see_or_hear(part)
+        self._notes = None
+        medium = self.archive.medium(f"{self.source} (subtitles)")
+        self.archive.add_passages(medium, [said(self.meter.video_s, part, packed(np.concatenate(notes.keys)))])
 
     def read_on(self, piece: str, begin: bool = False, whole: bool = False) -> None:
         if begin or self._passages is None:  # a question ends the turn, not the text
@@ -187,7 +197,7 @@ class ArchivedSession(Session):
     def _show(self, pictures: Mapping[Place, bytes]) -> Iterator[Tensor]:
         """Show frames as one video, with their time before it where that is little beside them."""
         if self._frame_tokens() >= TIMED_FRAME:
-            self.see_or_hear(_at(next(iter(pictures))))
+            super().see_or_hear(_at(next(iter(pictures))))
         found = [decoded(jpeg, place.first) for place, jpeg in pictures.items()]
         frames = [frame for frame in found if frame is not None]
         for start in range(0, len(frames), FRAMES_AT_ONCE):
@@ -199,7 +209,7 @@ class ArchivedSession(Session):
 
     def _quote(self, places: Sequence[Place]) -> Iterator[Tensor]:
         if places:
-            self.see_or_hear("".join(map(self._quoted, places)))
+            super().see_or_hear("".join(map(self._quoted, places)))
             yield from self._newest()
 
     def _newest(self) -> Iterator[Tensor]:
@@ -208,7 +218,7 @@ class ArchivedSession(Session):
         yield self.last
 
     def _quoted(self, place: Place) -> str:
-        return f"[line {place.line}] {self.archive.text(place).strip()}\n"
+        return f"[{named([place])}] {self.archive.text(place).strip()}\n"
 
     def _hold(self) -> Held:
         """Hold what comes in from now on, beside what the cache's focus finds, which all layers share."""
