@@ -56,12 +56,13 @@ def test_a_slot_is_what_came_or_what_its_code_stands_for(make, bits: str, monkey
     stream, asked, came = session(make, bits, "h2o", 96), KVBits.parse(bits), {}
     append = KVStore.append
 
-    def remembered(store, name, rows):
-        came[store, name] = torch.cat([*([came[store, name]] if (store, name) in came else []), rows], 2)
-        append(store, name, rows)
+    def remembered(store, keys, values):
+        for name, rows in (("keys", keys), ("values", values)):
+            came[store, name] = torch.cat([*([came[store, name]] if (store, name) in came else []), rows], 2)
+        append(store, keys, values)
 
     monkeypatch.setattr(KVStore, "append", remembered)
-    for count, seed in ((90, 1), (1, 2), (40, 3), (1, 4)):
+    for seed, count in enumerate((90, 1, 1, 1, 1, 1, 40, 1)):
         feed(stream, count, seed)
     for layer in stream.cache.managed:
         exact, length = layer.store.exact, layer.length
@@ -108,6 +109,7 @@ def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, po
 def test_the_budget_is_known_to_the_byte_and_a_saved_stream_continues(make, tmp_path: Path) -> None:
     first, resumed = session(make, "4"), session(make, "4")
     feed(first, 130)
+    feed(first, 1, 4)
     kv = first.kv()
     assert kv["bytes"] == kv["budget_bytes"] < session(make, "16").kv()["budget_bytes"]
     assert kv["bits"] == 4

@@ -66,6 +66,10 @@ class ExactRows:
             tensor[:, :, tensor.shape[2] - count :] = tensor.gather(2, wide)
         self.began = size - count
 
+    def newest_rows(self, name: str, count: int) -> Tensor:
+        """Return the last `count` of the newest rows, (B, H_kv, count, D)."""
+        return self.tensors[name][:, :, self.tensors[name].shape[2] - count :]
+
     def rows(self, name: str, length: int) -> Tensor:
         """Return the exact rows in the order of their slots, (B, H_kv, n, D)."""
         tensor, first, newest = self.tensors[name], self.first(length), length - self.since(length)

@@ -25,6 +25,10 @@ class KVStore:
         coded = {name: width for name, width in zip(NAMES, widths, strict=True) if name in bits.coded}
         self.exact = ExactRows(coded, newest, like) if coded else None
         """Beside the codes; None where there are none."""
+        self.late = bool(coded) and newest > 0 and like.device.type == "cpu"
+        """Codes of single tokens are written together with others', while these are still exact; a graph could not."""
+        self.written = 0
+        """Slots whose codes are written, where that is late."""
 
     def read(self, name: str, slots: slice = slice(None)) -> Tensor:
         """Return keys or values of some live slots, (B, H_kv, n, D): a view, or a copy of what fewer bits stand for."""
@@ -38,15 +42,23 @@ class KVStore:
         self.exact.lay_over(name, rows, slots.indices(self.slots.length)[0], self.slots.length)
         return rows
 
-    def append(self, name: str, rows: Tensor) -> None:
-        """Write rows (B, H_kv, n, D) of keys or values to the last n slots."""
-        for column, numbers in self._stored(name, rows).items():
-            self.slots.newest(column, rows.shape[2]).copy_(numbers)
-        if self.exact and name in self.exact.tensors:
-            self.exact.append(name, rows, self.slots.length)
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Write keys and values (B, H_kv, n, D) to the last n slots."""
+        length, count = self.slots.length, keys.shape[2]
+        exact = self.exact.tensors if self.exact else {}
+        wait = self.late and count == 1
+        if self.exact and not (wait and self.written >= self.exact.since(length)):
+            self._write_exact(length - count)
+        for name, rows in zip(NAMES, (keys, values), strict=True):
+            if not (wait and name in exact):
+                self._write(name, length - count, rows)
+            if self.exact and name in exact:
+                self.exact.append(name, rows, length)
+        self.written = self.written if wait else length
 
     def put(self, name: str, index: Tensor, rows: Tensor) -> None:
         """Write rows (B, H_kv, n, D) of keys or values to the slots at `index` (B, H_kv, n)."""
+        self._write_exact(self.slots.length)
         if self.exact and name in self.exact.tensors:
             self.exact.replace(name, self.read(name).scatter_(2, index[..., None].expand(rows.shape), rows))
         for column, numbers in self._stored(name, rows).items():
@@ -55,18 +67,22 @@ class KVStore:
 
     def keep(self, index: Tensor, rotation: Rotation | None) -> None:
         """Keep the slots at `index` (B, H_kv | 1, n), ascending, and rotate their keys."""
+        self._write_exact(self.slots.length)
         if self.exact:
             self.exact.keep(index, self.slots.length)
         self.slots.keep(index, rotation)
+        self.written = self.slots.length
 
     def clear(self) -> None:
         """Forget every token and keep the memory."""
         if self.exact:
             self.exact.clear()
         self.slots.clear()
+        self.written = 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a saved session holds of it: live columns and exact rows by name, and plain values."""
+        self._write_exact(self.slots.length)
         tensors = {name: self.slots.live(name) for name in self.slots.tensors}
         exact, values = self.exact.state() if self.exact else ({}, {})
         return tensors | exact, values
@@ -74,6 +90,7 @@ class KVStore:
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Put in what `state` gave."""
         self.slots.load(tensors)
+        self.written = self.slots.length
         if self.exact:
             self.exact.load(tensors, values)
 
@@ -94,6 +111,17 @@ class KVStore:
     def live_bytes(self) -> int:
         """Return the bytes of live keys and values, with their scales."""
         return sum(self.slots.live(name).nbytes for name in self.slots.tensors if name.startswith(NAMES))
+
+    def _write_exact(self, length: int) -> None:
+        """Write the codes of exact rows that have none yet, of `length` slots."""
+        if self.exact and self.late and self.written < length:
+            for name in self.exact.tensors:
+                self._write(name, self.written, self.exact.newest_rows(name, length - self.written))
+            self.written = length
+
+    def _write(self, name: str, start: int, rows: Tensor) -> None:
+        for column, numbers in self._stored(name, rows).items():
+            self.slots.live(column)[:, :, start : start + rows.shape[2]] = numbers
 
     def _stored(self, name: str, rows: Tensor) -> dict[str, Tensor]:
         """Return the columns that hold rows of keys or values."""

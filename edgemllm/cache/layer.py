@@ -88,8 +88,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.make_room(count)
         self.advance(count, self.now.tokens)
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
-        self.store.append("keys", rotate(keys, self.now.rotation) if self.numbering.rotated else keys)
-        self.store.append("values", values)
+        self.store.append(rotate(keys, self.now.rotation) if self.numbering.rotated else keys, values)
         return keys, values  # attention reads the layer itself
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
