@@ -88,21 +88,22 @@ def test_a_slot_is_what_came_or_what_its_code_stands_for(make, bits: str, monkey
 )
 def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, policy: str, monkeypatch) -> None:
     pytest.importorskip("numba", reason="codes are unpacked where Numba is not installed")
-    threads = torch.get_num_threads()
-    pair = [session(make, bits, policy, None if policy == "full" else 64) for _ in range(2)]
+    threads, found = torch.get_num_threads(), []
+    monkeypatch.setattr(coded_attention, "SLOTS_EACH", 16)  # in two parts
+    monkeypatch.setattr(coded_attention, "BLOCK", 25)
     try:
-        for number, stream in enumerate(pair):
-            monkeypatch.setattr(coded_attention, "SLOTS_EACH", 16)  # in two parts
-            torch.set_num_threads(2)
+        torch.set_num_threads(2)
+        for way in ({}, {"coded_attention.kernels": lambda: None}, {"attention.coded": lambda layer, query: None}):
+            stream = session(make, bits, policy, None if policy == "full" else 64)
             feed(stream, 90)
             with monkeypatch.context() as patch:
-                if number:
-                    patch.setattr(coded_attention, "kernels", lambda: None)
-                logits = [stream.step(token) for token in range(1, 5)]
-            pair[number] = torch.cat(logits)
+                for name, instead in way.items():
+                    patch.setattr(f"edgemllm.cache.{name}", instead)
+                found.append(torch.cat([stream.step(token) for token in range(1, 5)]))
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(*pair, atol=2e-4, rtol=1e-3)
+    for each in found[:2]:
+        torch.testing.assert_close(each, found[2], atol=2e-4, rtol=1e-3)
 
 
 @every_family

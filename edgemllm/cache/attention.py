@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgemllm.cache.chunk import Chunk
-from edgemllm.cache.coded_attention import CodedAttention, readable
+from edgemllm.cache.coded_attention import coded
 from edgemllm.cache.constant_layers import SharedLayer, read
 from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kernels import attend, visible_slots
@@ -57,12 +57,11 @@ def attention(
             layer.remember_queries(query, scale)
     query = rotate_queries(query, rotation)
     mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
-    if mask is None and readable(layer, query):
-        coded = CodedAttention(layer)
-        weights = coded.weights(query, scale)
+    if mask is None and (codes := coded(layer, query)):
+        weights = codes.weights(query, scale)
         if watched:
             _show(layer, kv_cache.now, weights, layer.length)
-        return coded.output(weights).to(query.dtype).transpose(1, 2).contiguous(), None
+        return codes.output(weights).to(query.dtype).transpose(1, 2).contiguous(), None
     key, value = read(layer, kv_cache.now)
     if watched == count and mask is None:  # made once, weights serve the output too
         parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]

@@ -1,7 +1,7 @@
-"""How a single query attends to keys and values of fewer bits on a processor without unpacking them into memory first.
+"""How a single query attends to keys and values of fewer bits without unpacking a whole layer of them first.
 
-PyTorch's operators take longer to unpack a layer than to attend to it in 16 bits; compiled, both are one pass over the codes
-(docs/measurements/kv-bits.md). Without the extra `cpu`, for several tokens, and on other devices a layer is unpacked first.
+On a processor with the extra `cpu` unpacking is part of compiled loops: PyTorch's operators take longer to unpack than to
+attend in 16 bits (docs/measurements/kv-bits.md). Otherwise some slots at a time are unpacked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from edgemllm.cache.rope import Rotation, rotate
 
 T = TypeVar("T")
 Array = np.ndarray[Any, Any]
+BLOCK = 4096
+"""Slots that are unpacked at once."""
 SLOTS_EACH = 4096
 """A thread is worth its start for so many slots of all KV heads together."""
 
@@ -41,12 +43,18 @@ def workers(threads: int) -> concurrent.futures.Executor:
     return concurrent.futures.ThreadPoolExecutor(threads, "codes")
 
 
-def readable(layer: CacheLayer, query: Tensor) -> bool:
-    """Return whether a query (B, H, q, D) can be answered from the codes of the layer."""
+def coded(layer: CacheLayer, query: Tensor) -> CompiledAttention | BlockAttention | None:
+    """Return what answers a query (B, H, q, D) from the codes of the layer; None for several tokens, or without codes."""
+    if not layer.bits.coded or query.shape[2] > 1:
+        return None
+    return CompiledAttention(layer) if _compiles(layer, query) else BlockAttention(layer)
+
+
+def _compiles(layer: CacheLayer, query: Tensor) -> bool:
     assert layer.now is not None
     return (
         layer.bits.coded == ("keys", "values")
-        and query.shape[0] == query.shape[2] == 1
+        and len(query) == 1
         and query.device.type == "cpu"
         and layer.now.rotation[0].shape[-1] in (0, query.shape[-1])
         and all(layer.slots.tensors[scales_of(name)].shape[3] <= 2 for name in layer.bits.coded)
@@ -54,8 +62,34 @@ def readable(layer: CacheLayer, query: Tensor) -> bool:
     )
 
 
-class CodedAttention:
-    """The attention of a single rotated query (1, H, 1, D) to a layer of codes, in two steps: weights, and output."""
+class BlockAttention:
+    """The attention of a single rotated query (B, H, 1, D) to a layer of codes, in two steps: weights, and output."""
+
+    def __init__(self, layer: CacheLayer) -> None:
+        self.layer = layer
+        self.blocks = [slice(start, min(start + BLOCK, layer.length)) for start in range(0, layer.length, BLOCK)]
+
+    def weights(self, query: Tensor, scale: float) -> Tensor:
+        """Return the attention to all slots, (B, H, 1, L) float32."""
+        rows = (query * scale).unflatten(1, (self.layer.kv_heads, -1)).squeeze(3)
+        numbering, now = self.layer.numbering, self.layer.now
+        logits = []
+        for block in self.blocks:
+            keys = self.layer.store.read("keys", block)
+            turned = keys if numbering.rotated else rotate(keys, numbering.rotation(now, block))
+            logits.append(rows @ turned.mT)
+        return torch.cat(logits, -1).float().softmax(-1).flatten(1, 2)[:, :, None]
+
+    def output(self, weights: Tensor) -> Tensor:
+        """Return what attends by the weights (B, H, 1, L): (B, H, 1, D)."""
+        rows = weights.unflatten(1, (self.layer.kv_heads, -1)).squeeze(3).to(self.layer.dtype)
+        parts = [rows[..., block] @ self.layer.store.read("values", block) for block in self.blocks]
+        out: Tensor = sum(parts[1:], parts[0]).flatten(1, 2)[:, :, None]
+        return out
+
+
+class CompiledAttention:
+    """The same for a batch of one, compiled."""
 
     def __init__(self, layer: CacheLayer) -> None:
         exact = layer.store.exact
