@@ -121,7 +121,7 @@ class KVStore:
 
     def _write(self, name: str, start: int, rows: Tensor) -> None:
         for column, numbers in self._stored(name, rows).items():
-            self.slots.live(column)[:, :, start : start + rows.shape[2]] = numbers
+            self.slots.live(column).narrow(2, start, rows.shape[2]).copy_(numbers)
 
     def _stored(self, name: str, rows: Tensor) -> dict[str, Tensor]:
         """Return the columns that hold rows of keys or values."""
