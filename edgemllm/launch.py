@@ -131,17 +131,23 @@ class Launch(Decision):
         if not self.plan.fits:
             raise self.plan.error()
         from edgemllm.models.loading import load
-        from edgemllm.session import Session
 
         if family is None:
             with out_of_memory():
                 family = load(
                     self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
                 )
-        session: Session
-        session = (make or Session)(family, self.policy, self.budget, self.chunk, self.request.system, self.focus, self.bits)
+        session = self.session(family, make)
         if on_step is not None:
             session.on_step = on_step
+        return session
+
+    def session(self, family: ModelFamily, make: Any = None, **other: Any) -> Session:
+        """`make` an empty session of a loaded model as was decided; `other`: a system prompt or a focus that differ."""
+        from edgemllm.session import Session
+
+        decided = {"system": self.request.system, "focus": self.focus, "bits": self.bits}
+        session: Session = (make or Session)(family, self.policy, self.budget, self.chunk, **{**decided, **other})
         return session
 
 

@@ -256,9 +256,9 @@ class Session:
         assert self.context is not None
         tokens = [*self._rest, *tokenize(self.family.tokenizer, self.context, piece, special=False)]
         end = len(tokens) - (len(tokens) % self.chunk if whole else 0)
+        tokens, self._rest = tokens[:end], tokens[end:]  # before anything can fail: nothing is taken in twice
         for start in range(0, end, self.chunk):
-            self._take(tokens[start : min(start + self.chunk, end)])
-        self._rest = tokens[end:]
+            self._take(tokens[start : start + self.chunk])
         self.context = end_of(self.context, piece)
 
     def _take(self, tokens: Sequence[Token]) -> None:

@@ -19,7 +19,7 @@ from edgemllm.media.detail import Detail
 
 
 def least_seconds(made: Decision, tokens: int, answer: int) -> float:
-    """Return the seconds in which memory is read for a video of so many tokens and its answer."""
+    """Return the seconds in which memory is read for a video of `tokens` and an answer of `answer`."""
     assert made.profile.bandwidth_gb_s is not None
     passes = math.ceil(tokens / made.chunk) + answer
     return passes * (made.plan.weights_bytes + made.plan.kv_bytes) / (made.profile.bandwidth_gb_s * 1e9)

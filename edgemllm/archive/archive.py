@@ -33,7 +33,12 @@ class Place:
     words: bool = False
     """Whether it is text."""
     line: int = 0
-    """Line of a text; 0 for frames and subtitles, whose places are seconds."""
+    """Line of a text; 0 for what has a second instead."""
+
+    @property
+    def timed(self) -> bool:
+        """Return whether it is a part of a video, a frame or a subtitle, whose place is a second."""
+        return not self.line
 
 
 class Archive:

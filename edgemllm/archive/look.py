@@ -52,8 +52,8 @@ def parts(places: Sequence[Place]) -> list[list[Place]]:
 
 
 def named(part: Sequence[Place]) -> str:
-    """Return where a part is: lines, or times of frames and of what was said."""
+    """Return where a part is: times, or lines."""
     first, last = part[0], part[-1]
-    if first.line:
+    if not first.timed:
         return f"line {first.line:,}" if first.line == last.line else f"lines {first.line:,}-{last.line:,}"
     return clock(first.first) if clock(first.first) == clock(last.last) else f"{clock(first.first)}-{clock(last.last)}"

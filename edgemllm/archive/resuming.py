@@ -19,7 +19,7 @@ def state(session: Session) -> dict[str, Any] | None:
     if not isinstance(session, ArchivedSession):
         return None
     archive = session.archive
-    return {"id": archive.identity, "path": str(archive.path), "written": archive.written(), **session.going_on()}
+    return {"id": archive.identity, "path": str(archive.path), "written": archive.written(), **session.in_archive()}
 
 
 def take_over(session: Session, saved: Mapping[str, Any] | None, path: Path) -> None:
@@ -43,4 +43,4 @@ def take_over(session: Session, saved: Mapping[str, Any] | None, path: Path) -> 
             f"were written to it, not {saved['written']:,}",
             "the newer copy, or omit --archive",
         )
-    session.go_on(saved, more=archive.written() > saved["written"])
+    session.continue_in_archive(saved, more=archive.written() > saved["written"])

@@ -110,13 +110,13 @@ class ArchivedSession(Session):
         self._sizes += [size for _, size, _ in tokens]
         self._keys += notes.keys
 
-    def going_on(self) -> dict[str, Any]:
-        """Return where this session is in its archive: what `go_on` takes."""
+    def in_archive(self) -> dict[str, Any]:
+        """Return where this session is in its archive: what `continue_in_archive` takes."""
         text = self._passages.place if self._passages else None
         return {"text": text, "video": self._video, "frame_tokens": self._each, "earlier": self._earlier}
 
-    def go_on(self, place: Mapping[str, Any], more: bool) -> None:
-        """Continue where `going_on` was called in an earlier run; what cannot be read twice begins anew.
+    def continue_in_archive(self, place: Mapping[str, Any], more: bool) -> None:
+        """Continue where `in_archive` was called in an earlier run; what cannot be read twice begins anew.
 
         `more`: the archive holds what this session's cache never did.
         """

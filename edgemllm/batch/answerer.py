@@ -93,7 +93,7 @@ class Answerer:
         if launch.budget is not None and launch.budget > self._room:
             raise DoesNotFitError(f"its share is {launch.budget} tokens per layer, and memory has room for {self._room}")
         focus = launch.focus and (launch.request.focus or asked)
-        session = Session(self._family, launch.policy, launch.budget, launch.chunk, launch.request.system, focus, launch.bits)
+        session = launch.session(self._family, focus=focus)
         most = None if launch.budget is not None else self._room
 
         def step(now: Session) -> None:

@@ -90,11 +90,11 @@ EVENED = 4
 
 
 FIRST = 1
-"""So many first slots keep their exact numbers beside the codes: every query looks there (KVQuant, section 3.6)."""
+"""The number of first slots that keep exact numbers beside their codes: every query looks there (KVQuant, section 3.6)."""
 NEWEST = 16
-"""So many of the newest slots at most keep theirs, as in KIVI (arXiv 2402.02750)."""
+"""The largest number of newest slots that keep theirs, as in KIVI (arXiv 2402.02750)."""
 SLOTS_EACH = 32
-"""A small cache keeps one exact slot in so many."""
+"""A small cache keeps one exact slot for this many."""
 
 
 def newest_exact(budget: int | None) -> int:

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 BLOCK = 4096
 """Slots that are unpacked at once."""
 SLOTS_EACH = 4096
-"""A thread is worth its start for so many slots of all KV heads together."""
+"""A thread is worth starting for this many slots, counted over all KV heads."""
 
 
 @functools.cache
@@ -146,7 +146,7 @@ class CompiledAttention:
         return channels.width.float().view(shape), channels.mean.float().view(shape)
 
     def _angles(self, rows: Tensor) -> Rotation:
-        """Return cos and sin of all slots, (1, H_kv | 1, L, D / 2): of nothing where positions rotate nothing."""
+        """Return cos and sin of all slots, (1, H_kv | 1, L, D / 2); of an angle of 0 where positions rotate nothing."""
         cos, sin = self.layer.numbering.angles(self.layer.now)
         if cos.shape[-1]:
             return cos, sin

@@ -91,7 +91,7 @@ class CacheSpec:
         return self.focus * max(queries) + windows + noted + self.state_bytes
 
     def _exact_bytes(self, layer: LayerSpec, budget: int | None) -> int:
-        """Return the bytes of the exact rows of a layer of so many slots."""
+        """Return the bytes of the exact rows of a layer with `budget` slots."""
         numbers = len(self.bits.coded) * layer.kv_heads * layer.head_dim
         return (FIRST + newest_exact(budget)) * numbers * self.itemsize
 

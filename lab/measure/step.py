@@ -115,7 +115,7 @@ def operators(run: Run) -> int:
 
 
 def spread(taken: list[float], unit: float) -> tuple[str, ...]:
-    """Write the median, the middle half and the least, in units of so many milliseconds."""
+    """Write the median, the middle half and the least of milliseconds, in multiples of `unit`."""
     low, middle, high = (f"{each / unit:.1f}" for each in statistics.quantiles(taken))
     return middle, f"{low}-{high}", f"{min(taken) / unit:.1f}"
 

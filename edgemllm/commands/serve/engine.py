@@ -88,9 +88,7 @@ class Engine:
         """Return an empty session as it was planned; `question`: what will be asked after what is shown."""
         launch = self.launch
         focus = (question,) if question and launch.focus else ()
-        return make(
-            self.family, launch.policy, launch.budget, launch.chunk, system or launch.request.system, focus, launch.bits
-        )
+        return launch.session(self.family, make, system=system or launch.request.system, focus=focus)
 
     def sampling_of(self, request: Sampled) -> Sampling:
         """Return how to answer a request. One without a seed gets the next: the same question may be answered differently."""

@@ -25,7 +25,7 @@ METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 BODY_S = 60.0
 """A body that is not complete by then is not waited for."""
 SMALL = 1 << 16
-"""Bytes of a body that is read although it is refused: who still sends would find the connection closed, and no reason."""
+"""Bytes of a body that is read although it is refused: a client still sending would find a closed connection and no reason."""
 
 
 @dataclass(frozen=True)

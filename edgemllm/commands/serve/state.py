@@ -24,6 +24,6 @@ def recalled(session: Session) -> dict[str, Any]:
     look = looked(session)
     if look is None:
         return {}
-    seconds = [[part[0].first, part[-1].last] for part in parts([place for place in look.places if not place.words])]
-    lines = [[part[0].line, part[-1].line] for part in parts([place for place in look.places if place.words])]
+    seconds = [[part[0].first, part[-1].last] for part in parts([place for place in look.places if place.timed])]
+    lines = [[part[0].line, part[-1].line] for part in parts([place for place in look.places if not place.timed])]
     return {"recalled": {"video": seconds, "lines": lines}, "recall_tokens": look.tokens, "recall_ms": look.ms}

@@ -103,10 +103,7 @@ class Sleeper:
         return made
 
     def _made(self, make: Callable[..., Session], archive: Archive | None = None) -> Session:
-        launch = self.launch
-        made = make(
-            self.engine.family, launch.policy, launch.budget, launch.chunk, launch.request.system, launch.focus, launch.bits
-        )
+        made = self.launch.session(self.engine.family, make)
         if self.file.exists():
             self.record.load(session_file.load(made, self.file))
         self._continue(made, archive)
