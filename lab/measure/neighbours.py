@@ -6,8 +6,8 @@
 A side is `llama.cpp` (through `pip install xllamacpp`, for GGUF files alone; with `@FILE` at the end, on another file), `stock`
 (transformers' model and DynamicCache in float32) or edgemllm as QUANT/DTYPE, with `@POLICY` at the end another policy than
 streaming-llm. Each side decodes some tokens in every round, in alternating order, and their mean is one value; one that waits
-does nothing, once its threads have stopped to look for work. The first is what the others are divided by. With --text, the perplexity of its first tokens, everything in the
-cache; llama.cpp's through `pip install cyllama`, where that is there.
+does nothing, once its threads have stopped to look for work. The first is what the others are divided by. With --text, the
+perplexity of its first tokens, everything in the cache; llama.cpp's through `pip install cyllama`, where that is there.
 """
 
 from __future__ import annotations
