@@ -6,8 +6,8 @@
 A side is `llama.cpp` (through `pip install xllamacpp`, for GGUF files alone; with `@FILE` at the end, on another file), `stock`
 (transformers' model and DynamicCache in float32) or edgemllm as QUANT/DTYPE, with `@POLICY` at the end another policy than
 streaming-llm. Each side decodes some tokens in every round, in alternating order, and their mean is one value; one that waits
-does nothing, once its threads have stopped to look for work. The first is what the others are divided by. With --text, the
-perplexity of its first tokens, everything in the cache; llama.cpp's through `pip install cyllama`, where that is there.
+does nothing. The first is what the others are divided by. With --text, the perplexity of its first tokens, everything in the
+cache; llama.cpp's through `pip install cyllama`, where that is there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ from lab.measure import pages
 
 SIDES = "llama.cpp,stock,none/float32,none/bfloat16,nf4/float32,int8/float32,int4/float32"
 COLUMNS = ("", "prefill tok/s", "decode ms", "middle half", "least", "ratio of medians", "of least", "peak MiB", "perplexity")
-PAUSE = 1.0
-"""Seconds until the next turn: threads of llama.cpp and of OpenMP wait for more work by looking for it, and take a core."""
 
 
 class Neighbour:
@@ -87,7 +84,6 @@ def main() -> None:
         sides = [Neighbour(name, options, threads) for name in options.sides.split(",")]
         for number in range(options.rounds + 1):
             for side in sides if number % 2 else reversed(sides):
-                time.sleep(PAUSE)
                 taken = side.turn(options.tokens)
                 side.decode += [taken] if number else []  # the first round warms up
         print(f"{pages.machine()}, {threads} threads, context {options.context}\n")
