@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +80,13 @@ def parameters(name: str) -> int:
 def _file(name: str) -> dict[str, Any]:
     if name not in names():
         raise UsageError(f"no model {PREFIX}{name}{nearest(name, names())}", f"one of {', '.join(names())}")
-    found: dict[str, Any] = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    return copy.deepcopy(_content(_folder() / f"{name}.json"))
+
+
+@functools.cache
+def _content(file: Path) -> dict[str, Any]:
+    """Read a file once: a plan for every model and device asks for each a hundred times."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 

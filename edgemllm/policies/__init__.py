@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -26,7 +27,13 @@ FILE_PREFIX = "edgemllm_policy:"
 def names() -> list[str]:
     """Return every installed policy, without importing one."""
     own = [info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__) if info.name != "base"]
-    return sorted({*own, *(point.name for point in importlib.metadata.entry_points(group=GROUP))})
+    return sorted({*own, *(point.name for point in _offered(tuple(sys.path)))})
+
+
+@functools.cache
+def _offered(path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Return what packages on `path`, which is sys.path, offer: found once, as every package's metadata has to be read."""
+    return tuple(importlib.metadata.entry_points(group=GROUP))
 
 
 def find(name: str) -> type[Any]:
@@ -40,7 +47,7 @@ def find(name: str) -> type[Any]:
     module_name = name.replace("-", "_")
     if name in names() and (Path(__file__).parent / f"{module_name}.py").exists():
         return _only_policy(importlib.import_module(f"{__name__}.{module_name}"), "")
-    for point in importlib.metadata.entry_points(group=GROUP):
+    for point in _offered(tuple(sys.path)):
         if point.name == name:
             return _loaded(point)
     raise UsageError(
@@ -125,7 +132,7 @@ def _from_file(path: Path, attribute: str) -> type[Any]:
 
 def fault(error: BaseException) -> UsageError | None:
     """Return what to say of an error in a policy from outside, a file or a package; None where it arose elsewhere."""
-    found, packages = None, {point.module.partition(".")[0] for point in importlib.metadata.entry_points(group=GROUP)}
+    found, packages = None, {point.module.partition(".")[0] for point in _offered(tuple(sys.path))}
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__", "")
         if name.startswith(FILE_PREFIX) or name.partition(".")[0] in packages:
