@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -11,13 +13,14 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 WAITING = 300
 """Seconds until a command counts as stuck."""
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload([
+fork_server = multiprocessing.get_context("forkserver")
+fork_server.set_forkserver_preload([
     "edgemllm.cli.main", "edgemllm.models.loading", "edgemllm.models.families.llava_onevision",
     *(f"edgemllm.commands.{name}.command" for name in ("batch", "chat", "stream", "plan", "recall", "perplexity", "bench")),
     "edgemllm.commands.serve.command",
@@ -31,7 +34,13 @@ class Running:
     """A command that runs: what it has written so far, and how it ends."""
 
     def __init__(
-        self, arguments: tuple[str, ...], stdin: str | bytes | Path, cwd: Path | None, environment: dict[str, str]
+        self,
+        arguments: tuple[str, ...],
+        stdin: str | bytes | Path,
+        cwd: Path | None,
+        environment: dict[str, str],
+        script: Path | None = None,
+        full: str = "",
     ) -> None:
         self.arguments = arguments
         clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
@@ -41,18 +50,26 @@ class Running:
             files[0].symlink_to(stdin)
         else:
             files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
-        for file in files[1:]:
-            file.touch()
-        self.process = _server.Process(target=_command, args=(arguments, files, cwd or Path.cwd(), {**clean, **environment}))
+        for file, name in zip(files[1:], ("stdout", "stderr"), strict=True):
+            if name == full:
+                file.symlink_to("/dev/full")
+            else:
+                file.touch()
+        known = (arguments, files, cwd or Path.cwd(), {**clean, **environment}, script, bool(full))
+        self.process = fork_server.Process(target=_command, args=known)
         self.process.start()
 
     @property
     def stdout(self) -> str:
-        return self._files[1].read_text()
+        return self._text(1)
 
     @property
     def stderr(self) -> str:
-        return self._files[2].read_text()
+        return self._text(2)
+
+    def _text(self, number: int) -> str:
+        file = self._files[number]
+        return file.read_text() if file.is_file() else ""
 
     def send(self, number: int) -> None:
         """Send a signal."""
@@ -82,6 +99,16 @@ def start(*arguments: str, stdin: str | bytes | Path = "", cwd: Path | None = No
     return Running(arguments, stdin, cwd, environment)
 
 
+def start_with_a_full(output: str, *arguments: str) -> Running:
+    """Begin `edgemllm ARGUMENTS` with an `output`, stdout or stderr, that takes nothing: a full disk."""
+    return Running(arguments, "", None, {}, full=output)
+
+
+def start_script(script: Path, *arguments: str, **environment: str) -> Running:
+    """Begin `python SCRIPT ARGUMENTS` in the script's folder."""
+    return Running(arguments, "", script.parent, environment, script)
+
+
 def run(
     *arguments: str, stdin: str | bytes = "", cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -97,7 +124,7 @@ def type_to(*arguments: str, typed: str, ahead: bool = True, number: int = 0) ->
     """
     master, slave = os.openpty()
     as_it_was = termios.tcgetattr(slave)
-    process = _server.Process(target=_on_terminal, args=(arguments, os.ttyname(slave), Path.cwd()))
+    process = fork_server.Process(target=_on_terminal, args=(arguments, os.ttyname(slave), Path.cwd()))
     process.start()
     shown, ends = b"", time.monotonic() + WAITING
     while not ahead and termios.tcgetattr(slave)[3] & termios.ECHO and process.is_alive() and time.monotonic() < ends:
@@ -136,15 +163,37 @@ def _on_terminal(arguments: tuple[str, ...], terminal: str, cwd: Path) -> None:
     main()
 
 
-def _command(arguments: tuple[str, ...], files: list[Path], cwd: Path, environment: dict[str, str]) -> None:
+def as_an_interpreter(main: Callable[[], object]) -> None:
+    """Run `main`, and end with all that an interpreter does then: report an error, wait for threads, take modules down."""
+    code = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        code = 1
+        sys.last_type, sys.last_value, sys.last_traceback = found = sys.exc_info()
+        sys.excepthook(*found)  # type: ignore[arg-type]
+    ctypes.pythonapi.Py_Exit(code)
+
+
+def _command(
+    arguments: tuple[str, ...], files: list[Path], cwd: Path, environment: dict[str, str], script: Path | None, whole: bool
+) -> None:
+    """Run a script, or the command; to the `whole` of an interpreter's end or not, which takes longer."""
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(os.open(files[1], os.O_WRONLY), 1)
     os.dup2(os.open(files[2], os.O_WRONLY), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background of a shell ignores Ctrl-C
+    if script is not None:
+        sys.argv = [str(script), *arguments]
+        as_an_interpreter(lambda: runpy.run_path(str(script), run_name="__main__"))
     sys.argv = ["edgemllm", *arguments]
     with files[0].open() as sys.stdin:
         from edgemllm.cli.main import main
 
+        if whole:
+            as_an_interpreter(main)
         main()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from command import start
+from command import start, start_script
 from typer.testing import CliRunner
 
 from edgemllm.cli.main import app
@@ -60,11 +58,17 @@ def test_watching():
     session.Session(family, policies.build("inf-mllm"), 96, 16).watch(Feed(Endless(), 8, live=True))
 """
 BARE = FAILING + f"LECTURE = {LECTURE!r}\n" + WATCHING
+PYTEST = """
+if __name__ == "__main__":
+    import pytest
+
+    raise SystemExit(pytest.main(["-s", "-p", "no:cacheprovider", __file__]))
+"""
 WAYS = {
     "chat": (FAILING + COMMAND, ("chat", "--video", LECTURE, "--fps", "25", "hi"), "error: unexpected RuntimeError"),
     "stream": (FAILING + COMMAND, ("stream", LECTURE, "--fps", "25"), "error: unexpected RuntimeError"),
     "session": (BARE + "\ntest_watching()\n", (), "Traceback"),
-    "pytest": (BARE, (), "1 failed"),
+    "pytest": (BARE + PYTEST, (), "1 failed"),
 }
 ENDED_S = 30
 """It takes less than a second, but not on a busy machine."""
@@ -75,19 +79,11 @@ def test_a_run_ends_soon_after_its_model_has_failed(way: str, tmp_path: Path) ->
     text, arguments, words = WAYS[way]
     script = tmp_path / "test_script.py"
     script.write_text(text)
-    runner = ("-m", "pytest", "-s", "-p", "no:cacheprovider") if way == "pytest" else ()
-    process = subprocess.Popen(
-        [sys.executable, *runner, str(script), *arguments],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert any("the model fails now" in line for line in process.stdout)
-        said, _ = process.communicate(timeout=ENDED_S)
-    finally:
-        process.kill()
-    assert process.returncode == 1, said
+    running = start_script(script, *arguments)
+    running.wait_for("the model fails now")
+    done = running.end(ENDED_S)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
     assert words in said
     assert "broken in the middle" in said
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from program import program
 
 from edgemllm.models.loading import DEMO
 
@@ -18,14 +19,13 @@ SMALL = ("--kv-budget", "96", "--chunk", "16", "--max-tokens", "4")
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """`edgemllm` on the PATH, as after an installation."""
-    program = tmp_path / "bin" / "edgemllm"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m edgemllm "$@"\n')
-    program.chmod(0o755)
+    folder = tmp_path / "bin"
+    folder.mkdir()
     clean = {key: value for key, value in os.environ.items() if not key.startswith("EDGEMLLM_")}
-    return {**clean, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(TOP)}
+    with program(folder):
+        yield {**clean, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def script(name: str, *arguments: object, environment: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from command import start
 from tiny import llama, tokenizer
 from typer.testing import CliRunner
 
@@ -64,20 +62,13 @@ def test_kill_9_at_a_random_moment_changes_no_digit(tmp_path: Path) -> None:
     alone = digits(command(*options, "--json").stdout)
     killed = 0
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "-m", "edgemllm", "perplexity", *map(str, saving), "--jsonl", "--resume"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        ) as process:  # fmt: skip
-            assert process.stdout is not None
-            moment = random.randint(1, 6)
-            for line in process.stdout:
-                moment -= json.loads(line)["event"] == "checkpoint"
-                if not moment:
-                    break
-            time.sleep(random.random() / 20)
-            process.kill()
-        killed += process.returncode == -signal.SIGKILL
+        running = start("perplexity", *map(str, saving), "--jsonl", "--resume")
+        moment = random.randint(1, 6)
+        while running.process.is_alive() and running.stdout.count('"event": "checkpoint"') < moment:
+            time.sleep(0.01)
+        time.sleep(random.random() / 20)
+        running.process.kill()
+        killed += running.end().returncode == -signal.SIGKILL
     assert killed
     assert digits(command(*saving, "--resume", "--json").stdout) == alone
     assert digits(command(*saving, "--resume", "--json").stdout) == alone, "a finished run is told again"

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from camera import Camera, picture
-from command import WAITING, Running, run, start
+from command import WAITING, Running, run, start, start_with_a_full
 from typer.testing import CliRunner, Result
 
 from edgemllm import policies, screen, session_file
@@ -370,12 +369,7 @@ def test_a_resumed_stream_keeps_its_budget_or_reports_another(tmp_path: Path) ->
 def test_a_full_disk_of_the_log_or_the_answers_leaves_the_session_saved(full: str, tmp_path: Path) -> None:
     path = tmp_path / "state.edge"
     arguments = ("stream", LECTURE, *ASKING, "--every", "8s", "--end", "20", "--save", str(path))
-    with open("/dev/full", "w") as disk:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgemllm", *arguments], stdin=subprocess.DEVNULL, text=True,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, full: disk},
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )  # fmt: skip
+    done = start_with_a_full(full, *arguments).end()
     place = session_file.run_of(path)["place"]
     if full == "stderr":
         assert done.returncode == 0
