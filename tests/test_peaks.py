@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TEXT, Tiny, llama, random_ids
+from tiny import TEXT, Tiny, alternating, llama, random_ids
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -94,10 +94,16 @@ def grouped(heads: int, kv_heads: int) -> Tiny:
     return tiny
 
 
+STEPS = [
+    (name, *heads, dtype)
+    for number, name in enumerate(policies.names())
+    for heads, dtype in zip([(12, 2), (8, 8)], alternating([torch.float32, torch.bfloat16], number), strict=True)
+]
+"""Every policy with both shapes of heads and both dtypes, but not all combinations of them."""
+
+
 @pytest.mark.usefixtures("inference")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(12, 2), (8, 8)])
-@pytest.mark.parametrize("name", policies.names())
+@pytest.mark.parametrize(("name", "heads", "kv_heads", "dtype"), STEPS)
 def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
     """With a full cache, compaction included."""
     tiny, policy = grouped(heads, kv_heads).use(NAME), policies.build(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -529,3 +530,9 @@ VISION_MODELS = [
     gemma4_unified,
 ]
 MODELS = [*TEXT_MODELS, *VISION_MODELS]
+
+
+def alternating(choices: Sequence[Any], number: int) -> list[Any]:
+    """The choices, beginning with the one whose turn it is: to pair them with others where all combinations prove no more."""
+    first = number % len(choices)
+    return [*choices[first:], *choices[:first]]
