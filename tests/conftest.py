@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-# Tests never touch the network, and small models are slower on many threads.
+# Tests never touch the network, and small models are slower on many threads. Where a test takes two, they sleep while they
+# wait for each other: on cores that other tests use too, it takes several times as long to wait busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
