@@ -15,6 +15,7 @@ from edgemllm.cache.bits import KVBits
 from edgemllm.cache.focus import room
 from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS, packs
 from edgemllm.device import detect, memory
+from edgemllm.device.backend import device_of, dtype_of
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import shipped
@@ -248,9 +249,9 @@ def _advised(made: Decision, elsewhere: bool) -> Decision:
 
 def _machine(request: Request, profile: DeviceProfile, elsewhere: bool) -> tuple[str, str, memory.Memory]:
     """Return device, dtype and free memory: a plan for another machine takes that machine's word, a run takes what is here."""
-    device = profile.backend if elsewhere and request.device == "auto" else _device(request.device, profile)
+    device = profile.backend if elsewhere and request.device == "auto" else device_of(request.device, profile)
     free = profile.idle_memory() if elsewhere else memory.probe(device)
-    return device, _dtype(request.dtype, profile, device, elsewhere), free
+    return device, dtype_of(request.dtype, profile, device, elsewhere), free
 
 
 def _check(request: Request) -> None:
@@ -346,35 +347,6 @@ def _means_out_of_memory(text: str) -> bool:
     # The second and third are how Tegra says it: no OutOfMemoryError there.
     signs = ("out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMapMemAlloc", "can't allocate memory")
     return any(sign in text for sign in signs)
-
-
-def _device(wanted: str, profile: DeviceProfile) -> str:
-    if wanted == "cpu" or (wanted == "auto" and profile.backend == "cpu"):
-        return "cpu"
-    import torch
-
-    kind = profile.backend if wanted == "auto" else wanted
-    there = torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
-    if there:
-        return kind
-    if wanted == "auto":
-        return "cpu"
-    raise UsageError(f"--device {wanted}: this machine's torch has no {wanted}", "--device cpu, or --device auto")
-
-
-def _dtype(wanted: str, profile: DeviceProfile, device: str, elsewhere: bool) -> str:
-    if wanted != "auto":
-        return wanted
-    # Most processors compute half precision more slowly than single.
-    if device == "cpu":
-        return "float32"
-    if device == "cuda" and profile.dtype == "bfloat16" and not elsewhere:
-        import torch
-
-        # Before Ampere there is no bfloat16; a plan for another machine believes its profile.
-        if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 8:
-            return "float16"
-    return profile.dtype
 
 
 def _say(line: str) -> None:
