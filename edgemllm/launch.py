@@ -14,7 +14,7 @@ from edgemllm import policies
 from edgemllm.cache.bits import KVBits
 from edgemllm.cache.focus import room
 from edgemllm.choices import DEVICES, DTYPES, ITEM_BYTES, QUANTISATIONS, packs
-from edgemllm.device import detect, memory
+from edgemllm.device import detect, memory, processor
 from edgemllm.device.backend import device_of, dtype_of
 from edgemllm.errors import DoesNotFitError, OutOfMemoryError, UsageError
 from edgemllm.media.detail import ANY, Detail
@@ -39,6 +39,9 @@ MOST_KNOWN = 8
 
 SMALL_MODEL = 200_000_000
 """Below this many quantisable parameters `--quant auto` leaves the weights alone: nothing to gain, quality to lose."""
+
+LARGE_TOWER = 4_000_000
+"""Parameters outside the language model from which on bfloat16 was seen to gain (docs/measurements/neighbours.md)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ class Decision:
     """The weights' quantisation: asked for, chosen, or what the checkpoint was stored with."""
 
     dtype: str
+    vision_dtype: str | None
+    """Of everything outside the language model; None: there is nothing."""
+
     device: str
     chunk: int
     """Tokens of a prefill chunk; never more than the plan counts with."""
@@ -111,6 +117,7 @@ class Decision:
             "quant": self.quant,
             "head_quant": self.head_quant,
             "dtype": self.dtype,
+            "vision_dtype": self.vision_dtype,
             "device": self.device,
             "focus": list(self.focus),
         }
@@ -135,9 +142,8 @@ class Launch(Decision):
 
         if family is None:
             with out_of_memory():
-                family = load(
-                    self.checkpoint, self.quant, self.dtype, self.device, self.request.trust_remote_code, self.request.detail
-                )
+                trust, detail = self.request.trust_remote_code, self.request.detail
+                family = load(self.checkpoint, self.quant, self.dtype, self.device, trust, detail, self.vision_dtype)
         session = self.session(family, make)
         if on_step is not None:
             session.on_step = on_step
@@ -228,6 +234,7 @@ def _decide(
         chunk=request.chunk or profile.chunk,
         budget=budget,
         input_tokens=input_tokens,
+        vision_dtype=_vision_dtype(request, facts, device, dtype, here=not elsewhere or profile.memory is None),
         frames=max(1, FRAMES_AT_ONCE // (spec.vision.frames if spec.vision else 1)),
     )
     if focus and not request.focus and not _worth_it(case):
@@ -237,7 +244,10 @@ def _decide(
         made = replace(made, host_peak_bytes=conversion_bytes(spec, case.quant, dtype, resident=free.kind != "discrete"))
     slots = made.kv_budget_tokens if case.limited else None
     quant, chunk = facts.stored_as or case.quant, _chunk(request, case, slots, facts.sizes.indivisible)
-    return Decision(request, profile, policy_name, policy, facts, quant, dtype, device, chunk, slots, bits, made, free, focus)
+    return Decision(
+        request, profile, policy_name, policy, facts, quant, dtype, case.vision_dtype, device, chunk, slots, bits, made, free,
+        focus,
+    )  # fmt: skip
 
 
 def _advised(made: Decision, elsewhere: bool) -> Decision:
@@ -347,6 +357,15 @@ def _means_out_of_memory(text: str) -> bool:
     # The second and third are how Tegra says it: no OutOfMemoryError there.
     signs = ("out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMapMemAlloc", "can't allocate memory")
     return any(sign in text for sign in signs)
+
+
+def _vision_dtype(request: Request, facts: ModelFacts, device: str, dtype: str, here: bool) -> str | None:
+    """Return the dtype of what is outside the language model; `here`: on this machine, whose flags decide, no stopwatch."""
+    if facts.spec.vision is None:
+        return None
+    large = facts.spec.vision_parameters >= LARGE_TOWER and not facts.prequantised_with
+    gains = request.dtype == "auto" and device == "cpu" and large and here and processor.multiplies_bfloat16()
+    return "bfloat16" if gains else dtype
 
 
 def _say(line: str) -> None:

@@ -181,13 +181,12 @@ def spans(session: Session) -> list[list[int]]:
     return found
 
 
-def budget_change(run: Mapping[str, Any], session: Session) -> str:
-    """Return a clause for a session that was loaded into one of another KV budget; empty where it is the same."""
-    saved = run.get("kv_budget")
-    if saved == session.budget:
-        return ""
-    words = [f"{budget} tokens per layer" if budget else "unbounded" for budget in (session.budget, saved)]
-    return f"; the KV budget is {words[0]} now, it was {words[1]}"
+def changes(run: Mapping[str, Any], session: Session) -> str:
+    """Return what is not as in the file of a session that was loaded, as clauses of a sentence: KV budget and vision dtype."""
+    budgets = [f"{budget} tokens per layer" if budget else "unbounded" for budget in (session.budget, run.get("kv_budget"))]
+    dtypes = [str(session.family.vision_dtype).removeprefix("torch."), run.get("vision_dtype")]
+    pairs: dict[str, list[Any]] = {"the KV budget is": budgets, "frames are computed in": dtypes}
+    return "".join(f"; {what} {now} now, it was {before}" for what, (now, before) in pairs.items() if now != before)
 
 
 def strips(session: Session) -> list[str]:

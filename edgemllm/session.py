@@ -347,7 +347,7 @@ class Session:
         for _ in range(sampling.max_tokens):
             started = time.perf_counter()
             if not bool(logits.max().isfinite()):
-                raise not_finite(self.family.name, self.family.model)
+                raise not_finite(self.family.name, self.family.model, self.family.dtype)
             token = choose(logits, sampling, generator)
             if token in self.family.end_tokens or self.stopped:
                 break

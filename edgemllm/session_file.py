@@ -30,9 +30,11 @@ from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 from edgemllm.version import __version__
 
-FORMAT = "edgemllm-session/6"
+FORMAT = "edgemllm-session/7"
 OPTIONS = {"kv_bits": "kv-bits", "architecture": "model", "weights": "model", "settings": "set"}
 """Where the option that sets a part of the identity has another name."""
+MAY_CHANGE = ("kv_budget", "vision_dtype")
+"""What may be otherwise than in the file: the slots, and how the processor that continues computes frames."""
 
 
 def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
@@ -55,6 +57,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         "versions": {"edgemllm": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "name": session.family.name,
         **_identity(session),
+        "vision_dtype": str(session.family.vision_dtype).removeprefix("torch."),
         "position": session.position,
         "stride": session.cache.rope.stride,
         "first": session.first,
@@ -109,17 +112,17 @@ def check_place(path: Path) -> Path:
 
 
 def run_of(path: Path) -> dict[str, Any]:
-    """Return the run's state of a saved session and its `kv_budget`, without the session. Raises as `load` does."""
+    """Return the run's state of a saved session and what `MAY_CHANGE` of it, without the session. Raises as `load` does."""
     return _run(_read(path, "cpu")[0])
 
 
 def _run(header: dict[str, Any]) -> dict[str, Any]:
-    return {**header["run"], "kv_budget": header.get("kv_budget")}
+    return {**header["run"], **{name: header.get(name) for name in MAY_CHANGE}}
 
 
 @torch.inference_mode()
 def load(session: Session, path: Path) -> dict[str, Any]:
-    """Put a saved session into this one; returns the state of its run, as given to `save`, and its `kv_budget`.
+    """Put a saved session into this one; returns the state of its run, as given to `save`, and what `MAY_CHANGE` as it was.
 
     Raises MissingError where the file is not there or damaged, UsageError where it is of another model, policy or budget.
     """

@@ -222,5 +222,6 @@ def both(tiny: Tiny, image: Frame | None, frames: list[Frame]) -> tuple[Tensor, 
         seen = torch.tensor([ids]).eq(IMAGE) | torch.tensor([ids]).eq(VIDEO)
         assert torch.equal(seen, chunk.modality == Modality.VISION)
         inputs = stock_inputs(tiny, ids, image, frames)
-        inputs |= {name: value.to(tiny.model.dtype) for name, value in inputs.items() if name.startswith("pixel_values")}
+        seeing = tiny.family.vision_dtype
+        inputs |= {name: value.to(seeing) for name, value in inputs.items() if name.startswith("pixel_values")}
         return tiny.stock(**inputs), chunk

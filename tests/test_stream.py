@@ -50,9 +50,9 @@ def demo() -> Iterator[ModelFamily]:
     load = loading.load
     family = load(loading.locate("demo"))
 
-    def loaded(checkpoint: Any, quant: str, dtype: str, device: str, trust: bool, detail: Detail) -> ModelFamily:
+    def loaded(checkpoint: Any, quant: str, dtype: str, device: str, trust: bool, detail: Detail, *vision: Any) -> ModelFamily:
         same = (checkpoint.name, quant, dtype, device, detail) == ("demo", "none", "float32", "cpu", ANY)
-        return family if same else load(checkpoint, quant, dtype, device, trust, detail)
+        return family if same else load(checkpoint, quant, dtype, device, trust, detail, *vision)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loading, "load", loaded)

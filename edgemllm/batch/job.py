@@ -68,6 +68,7 @@ class Job:
             "quant": launch.quant,
             "kv_bits": launch.bits.name,
             "dtype": launch.dtype,
+            "vision_dtype": launch.vision_dtype,
             "device": launch.device,
             **asked,
             "foresee": self.foresee,

@@ -14,7 +14,7 @@ from edgemllm.choices import ITEM_BYTES, packs
 from edgemllm.device.heap import keep_heap, release_freed_pages
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
-from edgemllm.models import hub, prequantised, shipped
+from edgemllm.models import hub, prequantised, shipped, tower
 from edgemllm.models.configuration import read_config, read_tokenizer
 from edgemllm.models.facts import ModelFacts
 from edgemllm.models.families import family_of
@@ -109,9 +109,11 @@ def load(
     device: str = "cpu",
     trust_remote_code: bool = False,
     detail: Detail = ANY,
+    vision_dtype: str | None = None,
 ) -> ModelFamily:
     """Read the weights, or make them. `quant` is none, nf4, int8 or int4; only the language model is quantised.
 
+    `vision_dtype`: of everything outside the language model; None: `dtype`.
     A checkpoint that was quantised beforehand is loaded as it is, whatever `quant` says.
     """
     import torch
@@ -129,10 +131,14 @@ def load(
         from edgemllm.models.random_weights import byte_tokenizer, random_model
 
         model = random_model(auto, checkpoint.config, quant, kind, device, family.attention)
-        return _ready(family, model, byte_tokenizer(checkpoint.config), "", detail)
-    model = _read(checkpoint, family, auto, quant, kind, device, trust_remote_code)
-    tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
-    return _ready(family, model, tokenizer, str(checkpoint.folder), detail)
+        tokenizer, folder = byte_tokenizer(checkpoint.config), ""
+    else:
+        model = _read(checkpoint, family, auto, quant, kind, device, trust_remote_code)
+        tokenizer = read_tokenizer(checkpoint.name, checkpoint.folder, trust_remote_code)
+        folder = str(checkpoint.folder)
+    if vision_dtype not in (None, dtype):
+        tower.cast(model, getattr(torch, vision_dtype))
+    return _ready(family, model, tokenizer, folder, detail)
 
 
 def _read(

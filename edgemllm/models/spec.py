@@ -151,12 +151,15 @@ class ModelSpec:
         size = packed_bytes if self.packs(quant) else matrix_bytes
         return size(rows, columns, "int8" if self.packs(quant) else "none", dtype)
 
-    def weights_bytes(self, quant: str, dtype: str) -> int:
-        """Return the bytes of all weights: the language model's linear layers shrink, and packed embeddings."""
-        kept = self.other_text_parameters + self.vision_parameters
+    def weights_bytes(self, quant: str, dtype: str, vision_dtype: str | None = None) -> int:
+        """Return the bytes of all weights: the language model's linear layers shrink, and packed embeddings.
+
+        `vision_dtype`: of everything outside the language model; None: `dtype`.
+        """
+        kept = self.other_text_parameters * ITEM_BYTES[dtype] + self.vision_parameters * ITEM_BYTES[vision_dtype or dtype]
         embeddings = self.head_bytes(self.embedding_parameters // self.hidden, quant, dtype)
         embeddings += sum(each.count * self._table_bytes(each.rows, each.columns, quant, dtype) for each in self.lookups)
-        return self.linear_bytes(quant, dtype) + embeddings + kept * ITEM_BYTES[dtype]
+        return self.linear_bytes(quant, dtype) + embeddings + kept
 
     def decode_read_bytes(self, quant: str, dtype: str) -> int:
         """Return the weight bytes that one decoded token reads: the language model and its output head, no vision tower."""

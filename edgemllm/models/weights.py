@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from edgemllm.errors import EdgeError, MissingError, UsageError
+from edgemllm.models import tower
 
 SAMPLE = 8
 """Values of each tensor that its fingerprint looks at: training moves all of them, and few pages have to be read."""
@@ -60,12 +61,12 @@ def _of_other_shapes(model: Any) -> list[tuple[str, torch.Size, torch.Size]]:
     return [(key, shape, wanted[key]) for key, shape in found.items() if key in wanted and shape and shape != wanted[key]]
 
 
-def not_finite(name: str, model: Any) -> EdgeError:
+def not_finite(name: str, model: Any, kind: torch.dtype) -> EdgeError:
     """Return the error for a model that computes what is not a number: due to its weights, which are searched, or its dtype."""
     for key, tensor in model.state_dict().items():
         if not all(map(_finite, _parts(tensor))):
             return MissingError(f"model {name}: tensor {key} has values that are not finite numbers", "fetch it again")
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(kind).removeprefix("torch.")
     if dtype != "float16":
         return MissingError(f"model {name} gives no finite numbers in {dtype}: its weights make no sense", "fetch it again")
     return UsageError(f"model {name} overflows in float16", "--dtype bfloat16 or float32")
@@ -73,12 +74,17 @@ def not_finite(name: str, model: Any) -> EdgeError:
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """Hash a sample of every tensor, wherever it lies and however it is stored; reads kilobytes."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    """Hash a sample of every tensor, wherever it lies and however it is stored; reads kilobytes.
+
+    What is outside the language model is taken in bfloat16: the same weights are computed in either dtype on one processor
+    or another (docs/models.md).
+    """
+    digest, either = hashlib.sha256(), {id(tensor) for tensor in tower.tensors(model)}
+    for key, tensor in sorted(model.state_dict(keep_vars=True).items()):
         for part in _parts(tensor):
             values = part.reshape(-1)
             chosen = values[:: max(1, -(-len(values) // SAMPLE))]
+            chosen = chosen.bfloat16() if id(tensor) in either else chosen
             digest.update(f"{key} {_shape(part.shape)}".encode())
             digest.update(chosen.contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

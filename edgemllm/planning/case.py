@@ -44,8 +44,21 @@ class Case:
     input_tokens: int | None = None
     """The length of the input, where it is known."""
 
+    vision_dtype: str | None = None
+    """Of everything outside the language model; None: `dtype`."""
+
     frames: int = 1
     """Frames that are encoded at once."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Return the bytes of all weights."""
+        return self.spec.weights_bytes(self.quant, self.dtype, self.vision_dtype)
+
+    @property
+    def vision_bytes(self) -> int:
+        """Return the peak of encoding `frames` frames."""
+        return vision_bytes(self.spec.vision, self.spec.hidden, self.vision_dtype or self.dtype, self.frames)
 
     @property
     def token_bytes(self) -> int:
@@ -129,7 +142,5 @@ class Case:
     def _left(self) -> int:
         """Return the tokens per layer for which memory is left; each takes cache and prefill scratch."""
         fixed, per_token = activation_terms(self.spec, self.quant, self.dtype, self.chunk, self.scratch)
-        taken = fixed + self.fixed_bytes() + self.profile.margin
-        taken += self.spec.weights_bytes(self.quant, self.dtype)
-        taken += vision_bytes(self.spec.vision, self.spec.hidden, self.dtype, self.frames)
+        taken = fixed + self.fixed_bytes() + self.profile.margin + self.weights_bytes + self.vision_bytes
         return max(0, self.memory.free_bytes - taken) // (self.token_bytes + per_token)

@@ -12,7 +12,7 @@ from typing import Any
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import DoesNotFitError
 from edgemllm.planning.case import Case
-from edgemllm.planning.peaks import activation_bytes, vision_bytes
+from edgemllm.planning.peaks import activation_bytes
 
 LAUNCH_S = 0.001
 """About what a decoded token costs in kernel launches alone: where reading memory takes less, bandwidth is not the limit."""
@@ -72,10 +72,8 @@ class Plan:
     @classmethod
     def of(cls, case: Case, tokens: int) -> Plan:
         """Add up one case with a cache of `tokens` per layer, without suggestions."""
-        spec, quant, dtype = case.spec, case.quant, case.dtype
-        weights, kv, margin = spec.weights_bytes(quant, dtype), case.kv_bytes(tokens), case.profile.margin
-        vision = vision_bytes(spec.vision, spec.hidden, dtype, case.frames)
-        activation = activation_bytes(spec, quant, dtype, case.chunk, tokens, case.scratch)
+        weights, vision, kv, margin = case.weights_bytes, case.vision_bytes, case.kv_bytes(tokens), case.profile.margin
+        activation = activation_bytes(case.spec, case.quant, case.dtype, case.chunk, tokens, case.scratch)
         total = weights + vision + activation + kv + margin
         return cls(
             fits=total <= case.memory.free_bytes,

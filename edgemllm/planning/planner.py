@@ -69,7 +69,7 @@ def _largest_chunk(case: Case, tokens: int) -> int:
 
 def _smaller_weights(case: Case) -> list[_Change]:
     # Keys and values shrink with the weights.
-    half = {"dtype": "bfloat16", "shape": replace(case.shape, itemsize=ITEM_BYTES["bfloat16"])}
+    half = {"dtype": "bfloat16", "vision_dtype": "bfloat16", "shape": replace(case.shape, itemsize=ITEM_BYTES["bfloat16"])}
     changes: list[_Change] = [("--dtype bfloat16", half)] if case.dtype == "float32" else []
     least = "int4" if case.spec.on_cpu else "nf4"
     changes += [(f"--quant {name}", {"quant": name}) for name in ("int8", least) if _shrinks(case, name)]
@@ -79,7 +79,7 @@ def _smaller_weights(case: Case) -> list[_Change]:
 
 
 def _shrinks(case: Case, quant: str) -> bool:
-    return case.spec.weights_bytes(quant, case.dtype) < case.spec.weights_bytes(case.quant, case.dtype)
+    return replace(case, quant=quant).weights_bytes < case.weights_bytes
 
 
 def _smaller_chunk(case: Case) -> list[_Change]:

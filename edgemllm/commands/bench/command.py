@@ -101,4 +101,4 @@ class Bench:
 
     def _head(self) -> dict[str, Any]:
         described = self.launch.describe()
-        return {name: described[name] for name in ("model", "profile", "dtype", "device")}
+        return {name: described[name] for name in ("model", "profile", "dtype", "vision_dtype", "device")}

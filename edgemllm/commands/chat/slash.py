@@ -16,7 +16,7 @@ from edgemllm.launch import prepare
 from edgemllm.media.images import read_image
 from edgemllm.media.text import document
 from edgemllm.media.video import Video
-from edgemllm.screen import budget_change, remembered, status, strips
+from edgemllm.screen import changes, remembered, status, strips
 
 SAMPLING = {"max_tokens": (1, math.inf), "temperature": (0, math.inf), "top_p": (0, 1), "seed": (0, math.inf)}
 """What may be set of the sampling, and its limits."""
@@ -109,7 +109,7 @@ def _save(chat: Chat, path: str) -> None:
 def _load(chat: Chat, path: str) -> None:
     run = session_file.load(chat.session, Path(path))
     chat.forgotten = len(chat.turns)
-    chat.display.say(f"loaded {path}: {chat.session.cache.seen} tokens seen{budget_change(run, chat.session)}")
+    chat.display.say(f"loaded {path}: {chat.session.cache.seen} tokens seen{changes(run, chat.session)}")
 
 
 def _policy(chat: Chat, name: str) -> None:

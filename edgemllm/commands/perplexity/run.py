@@ -94,7 +94,8 @@ class Run:
         found = losses(self.session, ids)
         total = sums.nll + found.cumsum(0)
         if len(found) and not math.isfinite(float(total[-1])):
-            raise not_finite(self.session.family.name, self.session.family.model)
+            family = self.session.family
+            raise not_finite(family.name, family.model, family.dtype)
         self.broken = False
         sizes = sizes[len(ids) - len(found) :]
         before = dataclasses.replace(sums)

@@ -35,7 +35,8 @@ def _one(request: Request, output: options.JsonOptions) -> None:
         write(headed("plan", made.plan.as_json()))
         Events("plan", jsonl=output.jsonl).close(code, {})
     else:
-        print(f"{request.model} on {made.profile.title}: {made.policy_name}, weights {made.quant}, {made.dtype}")
+        vision = f", vision in {made.vision_dtype}" if made.vision_dtype not in (None, made.dtype) else ""
+        print(f"{request.model} on {made.profile.title}: {made.policy_name}, weights {made.quant}, {made.dtype}{vision}")
         print(arithmetic(made.plan))
     raise typer.Exit(code)
 

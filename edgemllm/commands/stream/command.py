@@ -35,7 +35,7 @@ from edgemllm.media.typed_lines import TypedLines
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families import family_of
 from edgemllm.planning.estimate import question_tokens
-from edgemllm.screen import Display, budget_change
+from edgemllm.screen import Display, changes
 from edgemllm.units import clock
 
 
@@ -91,8 +91,8 @@ def stream(
         name_source(session, stream.name)
         if state:
             stream.resume(state)
-            change = budget_change(state, session)
-            display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}{change}")
+            changed = changes(state, session)
+            display.say(f"continuing from {kept.resume} at {clock(session.meter.video_s)}{changed}")
         interrupts.session = session
         out.start(**launch.describe(), source=stream.name)
         _watch(stream, out, interrupts)

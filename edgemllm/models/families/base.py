@@ -28,6 +28,7 @@ from edgemllm.cache.size import CacheSpec, LayerSpec
 from edgemllm.errors import UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.media.frame import Frame
+from edgemllm.models import tower
 from edgemllm.models.spec import Sizes, attention_layers
 
 
@@ -105,6 +106,16 @@ class ModelFamily:
         table = self.text_model.get_input_embeddings()
         dtype: torch.dtype = getattr(table, "dtype", table.weight.dtype)  # a packed table's weight is integers
         return dtype
+
+    @property
+    def vision_dtype(self) -> torch.dtype:
+        """Return the dtype of vision tower and connector; of a model without eyes, that of the language model."""
+        return self.dtype if self._seeing is None else self._seeing.dtype
+
+    @cached_property
+    def _seeing(self) -> Tensor | None:
+        """Return one tensor of what is outside the language model."""
+        return next(tower.tensors(self.model), None)
 
     @property
     def spec(self) -> CacheSpec:
@@ -221,12 +232,12 @@ class ModelFamily:
         raise NotImplementedError
 
     def upload(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Move pixels to the model's device, and to `dtype` (None: the model's).
+        """Move pixels to the model's device, and to `dtype` (None: the vision tower's).
 
         It goes through pinned memory on CUDA, so that nothing waits for the copy.
         """
         pinned = pixels.pin_memory() if self.device.type == "cuda" else pixels
-        return pinned.to(self.device, non_blocking=True).to(dtype or self.dtype)
+        return pinned.to(self.device, non_blocking=True).to(dtype or self.vision_dtype)
 
     def compose(self, pieces: Sequence[str | Tensor], offset: int, time: float = math.nan) -> Chunk:
         """Join text and features (q, E), the latter seen at `time`, in one chunk."""
