@@ -130,6 +130,7 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     _check(session, header, path)
     _shares(session, header, path)
     resuming.take_over(session, header.get("archive"), path)
+    session.decoder.forget()  # graphs hold the addresses of what is replaced here
     for number, (layer, values) in enumerate(zip(session.cache.layers, header["layers"], strict=True)):
         prefix = f"{number}."
         layer.load({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}, values)

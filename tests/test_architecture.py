@@ -69,7 +69,7 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_late_imports_are_the_exception() -> None:
     """Only what must start without the heavy libraries, or without an extra, imports our own package inside functions."""
     late = [(module, ast.unparse(node)) for module in FILES for node, inside in statements(module) if inside]
-    assert len(late) <= 32, late
+    assert len(late) <= 33, late
 
 
 def test_functions_are_short() -> None:

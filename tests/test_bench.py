@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from command import run
 from tape import taped  # noqa: F401
 from tiny import MODELS, Tiny, alternating, llama, qwen2_vl, random_ids
 
-from edgemllm import policies
+from edgemllm import policies, session_file
 from edgemllm.cache.attention import NAME, forward
+from edgemllm.cache.bits import KVBits
+from edgemllm.cache.coded_attention import FusedAttention
 from edgemllm.cache.decode import MAX_GRAPHS, Decoder
 from edgemllm.cache.numbering import rotate_
 from edgemllm.cache.rope import Rope, inverse, rotate
@@ -23,6 +26,7 @@ from edgemllm.commands.bench.cell import read_bytes
 from edgemllm.commands.bench.grid import STOCK, grid
 from edgemllm.errors import UsageError
 from edgemllm.launch import Request
+from edgemllm.session import Session
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -127,11 +131,11 @@ def test_all_lengths_between_two_compactions_fit_the_graphs(name: str) -> None:
 BOUNDED = [name for name in policies.names() if policies.find(name).bounded]
 
 
-def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bool = True) -> None:
+def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bool = True, bits: str = "16") -> None:
     """A prompt, an answer in captured steps beside an eager one, and both again."""
     tiny.model.to(device, dtype)
     tiny.use(NAME)
-    eager, captured = (tiny.new_cache(policies.build(policy), 96, 32) for _ in range(2))
+    eager, captured = (tiny.family.new_cache(policies.build(policy), 96, 32, KVBits.parse(bits)) for _ in range(2))
     decoder = Decoder(tiny.text, captured)
     decoder.capturing = True
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
@@ -143,6 +147,8 @@ def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bo
         position += 120
         for cache in (eager, captured):
             cache.policy.after_prefill(cache.managed)
+            for layer in cache.with_slots:
+                layer.store.late = False  # as on CUDA
         for number in range(8):
             one = tiny.text_chunk(random_ids(1, seed=number), position)
             wanted.append(forward(tiny.text, eager, one))
@@ -164,7 +170,9 @@ def agree(tiny: Tiny, policy: str, device: str, dtype: torch.dtype, captures: bo
 def test_captured_graphs_and_eager_steps_agree(name: str, dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    agree(llama(), name, "cuda", dtype)
+    for bits in ("16", "8", "4"):
+        agree(llama(), name, "cuda", dtype, bits=bits)
+    assert FusedAttention.works, "a warning says why not"
 
 
 PAIRS = [
@@ -197,6 +205,23 @@ def test_a_step_that_cannot_be_captured_runs_as_before(name: str, dtype: torch.d
     tiny.text.norm.register_forward_hook(lambda module, inputs, out: out.clamp(max=out.max().item()))
     agree(tiny, name, "cpu", dtype, captures=False)
     assert "without CUDA graphs" in caplog.text
+
+
+@pytest.mark.usefixtures("inference", "taped")
+def test_steps_are_captured_anew_once_a_session_was_loaded(tmp_path: Path) -> None:
+    """What was saved comes into new memory, which older graphs know nothing of."""
+    tiny = llama().use(NAME)
+    fresh, used = (Session(tiny.family, policies.build("inf-mllm", ["window=8"]), 48, 16) for _ in range(2))
+    fresh.feed(tiny.text_chunk(random_ids(90)))
+    session_file.save(fresh, tmp_path / "state.edge")
+    used.feed(tiny.text_chunk(random_ids(90, seed=2)))
+    used.decoder.capturing = True
+    for token in range(6):
+        used.step(token)
+    assert used.decoder.replayed
+    session_file.load(used, tmp_path / "state.edge")
+    for token in range(20):
+        torch.testing.assert_close(used.step(token), fresh.step(token), atol=1e-5, rtol=1e-3)
 
 
 def test_help_starts_without_the_heavy_libraries() -> None:

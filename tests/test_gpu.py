@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from media import both, footage, picture
+from test_fused import close, decoded
+from test_kv_bits import FEWER
 from test_model_spec import real_bytes
 from tiny import MODELS, VISION_MODELS, qwen2_5_vl, random_ids
 
+from edgemllm.cache.coded_attention import BlockAttention, FusedAttention
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
 from edgemllm.models.spec import ModelSpec
@@ -45,6 +48,17 @@ def test_pictures_equal_the_processor(make) -> None:
 
     chunk, _ = chunk_of(tiny.use("edgemllm"), picture(1), frames)
     torch.testing.assert_close(tiny.run(chunk, 7, Full()).cpu(), want, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", FEWER)
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+def test_codes_are_read_by_fused_kernels_as_in_blocks(make, bits: str, dtype: torch.dtype, monkeypatch) -> None:
+    """Eagerly; in captured steps too: test_bench.py."""
+    pytest.importorskip("triton")
+    found = [decoded(make, bits, way, monkeypatch, dtype, device="cuda") for way in (FusedAttention, BlockAttention)]
+    close(*found, dtype)
+    assert FusedAttention.works, "a warning says why not"
 
 
 @pytest.mark.filterwarnings("ignore")

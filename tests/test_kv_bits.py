@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from command import run
+from tape import taped  # noqa: F401
+from test_bench import agree
 from tiny import MODELS, llama, qwen2_5_vl, random_ids
 
 from edgemllm import policies, session_file
 from edgemllm.cache import coded_attention
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.bits import KVBits, dequantise, quantise
+from edgemllm.cache.coded_attention import BlockAttention
 from edgemllm.cache.kv_store import KVStore
 from edgemllm.errors import UsageError
 from edgemllm.session import Session
@@ -26,8 +29,11 @@ BOUNDED = [name for name in policies.names() if policies.build(name).bounded]
 SMALL = {"inf-mllm": ["window=8"], "snapkv": ["window=8"], "pyramidkv": ["window=8"], "edge": ["recent=0.5"]}
 
 
-def session(make, bits: str, policy: str = "inf-mllm", budget: int | None = 48) -> Session:
+def session(
+    make, bits: str, policy: str = "inf-mllm", budget: int | None = 48, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Session:
     tiny = make().use(NAME)
+    tiny.model.to(device, dtype)
     chunk = max(16, tiny.family.sizes(tiny.model.config).indivisible)
     chosen = policies.build(policy, SMALL.get(policy, []))
     return Session(tiny.family, chosen, budget, chunk, bits=KVBits.parse(bits))
@@ -35,6 +41,11 @@ def session(make, bits: str, policy: str = "inf-mllm", budget: int | None = 48) 
 
 def feed(into: Session, count: int, seed: int = 1) -> torch.Tensor:
     return into.feed(into.family.text(random_ids(count, seed)[0].tolist(), into.position))
+
+
+def coded_by(way):
+    """What is put in the place of `attention.coded`: one way of reading codes."""
+    return lambda layer, query: way(layer) if query.shape[2] == 1 else None
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -104,6 +115,14 @@ def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, po
         torch.set_num_threads(threads)
     for each in found[:2]:
         torch.testing.assert_close(each, found[2], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("taped")
+@pytest.mark.parametrize("policy", ["h2o", "random", "inf-mllm"])
+def test_a_graph_reads_exact_slots_where_they_are_at_every_replay(policy: str, monkeypatch) -> None:
+    """`random` evicts some of the newest slots at one compaction and keeps all of them at the next."""
+    monkeypatch.setattr("edgemllm.cache.attention.coded", coded_by(BlockAttention))
+    agree(llama(), policy, "cpu", torch.float32, bits="4")
 
 
 @every_family

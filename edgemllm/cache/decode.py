@@ -68,6 +68,10 @@ class Decoder:
         graph.replay()
         return hidden.clone()  # the next replay writes over it
 
+    def forget(self) -> None:
+        """Drop every graph, for tensors that were moved; their memory goes with them, and so does its pool."""
+        self.graphs, self._met, self._pool = {}, set(), None
+
     def _cycles(self) -> bool:
         """Return whether every layer evicts when it is full again, so that its length recurs; one that was trimmed grows."""
         return all(layer.counts.evicted and layer.slots.capacity == layer.budget for layer in self.cache.with_slots)
@@ -76,8 +80,9 @@ class Decoder:
         """Return what the kernels of a step depend on besides the contents of storage."""
         storage = tuple(layer.slots.tensors["keys"].data_ptr() for layer in self.cache.with_slots)
         if storage != self._storage or len(self.graphs) >= MAX_GRAPHS or len(self._met) >= 2 * MAX_GRAPHS:
-            self._storage, self.graphs, self._met = storage, {}, set()
-        return tuple(layer.length for layer in self.cache.with_slots), self.cache.rope.stride
+            self.forget()
+            self._storage = storage
+        return tuple(layer.store.next_shape() for layer in self.cache.with_slots), self.cache.rope.stride
 
     def _copied(self, chunk: Chunk) -> Chunk:
         """Return the token, copied to the addresses that graphs read from."""
@@ -99,6 +104,7 @@ class Decoder:
     def _capture(self, key: Hashable) -> bool:
         """Record the step that was started; counts then stand as after it, though its kernels have not run."""
         before = [layer.length for layer in self.cache.with_slots]
+        self.cache.now.rotations.clear()  # what was computed before it would be gone by the next replay
         graph = torch.cuda.CUDAGraph()
         try:
             self._pool = self._pool or torch.cuda.graph_pool_handle()

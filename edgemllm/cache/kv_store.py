@@ -56,6 +56,11 @@ class KVStore:
                 self.exact.append(name, rows, length)
         self.written = self.written if wait else length
 
+    def next_shape(self) -> tuple[int, ...]:
+        """Return the numbers of the host that the kernels of one more token depend on: L, and which slots are exact then."""
+        length = self.slots.length
+        return (length, self.exact.first(length + 1), self.exact.since(length + 1)) if self.exact else (length,)
+
     def put(self, name: str, index: Tensor, rows: Tensor) -> None:
         """Write rows (B, H_kv, n, D) of keys or values to the slots at `index` (B, H_kv, n)."""
         self._write_exact(self.slots.length)

@@ -57,9 +57,11 @@ def activation_terms(spec: ModelSpec, quant: str, dtype: str, chunk: int, scratc
     Per new token: residual, norm, attention, output (4 hidden), q, k, v before and after rotation, gate, up, product, and
     per-layer embeddings with what they are added to and made of.
     Per token seen by attention: its mask column, rotated key and the repeated key and value of grouped heads, and the
-    weights that a policy watches; or, where it is more, what a compaction before takes. Once: the last row's logits in
-    float32 and in dtype, and the scratch of quantised products: nf4 unpacks the largest matrix, int8 of bitsandbytes
-    multiplies into 32-bit integers, packed weights take and give 16 bits and unpack a part.
+    weights that a policy watches; or, where it is more, what a compaction before takes. Keys and values of fewer bits are
+    unpacked in the place of repeated ones; a decoded token unpacks less, or nothing, and its scores, weights and the partial
+    sums of its kernels (fused.py) take less too. Once: the last row's logits in float32 and in dtype, and the scratch of
+    quantised products: nf4 unpacks the largest matrix, int8 of bitsandbytes multiplies into 32-bit integers, packed weights
+    take and give 16 bits and unpack a part.
     """
     item = ITEM_BYTES[dtype]
     heads = spec.heads + 2 * spec.kv_heads

@@ -1,4 +1,4 @@
-"""The papers' claims about speed on a CUDA device: policies at growing contexts, and captured decoding beside eager.
+"""The papers' claims about speed on a CUDA device: policies at growing contexts, captured decoding beside eager, fewer bits.
 
     python -m lab.measure.gpu_speed --model random:vicuna-7b random:qwen2.5-vl-7b --quant none nf4 --contexts 2k,8k,32k,128k
 
@@ -26,7 +26,10 @@ from lab.measure import pages, policy
 
 BUDGET, ROOM = 2048, 1024
 SIDES = ("full", "meda/rho=0.2", "meda/rho=0.05", "inf-mllm")
-CAPTURED = "inf-mllm+eager,inf-mllm,streaming-llm,h2o,edge"
+BESIDE = {
+    "Decoding with graphs and without": "inf-mllm+eager,inf-mllm,streaming-llm,h2o,edge",
+    "Fewer bits, by Triton's kernels and in blocks": "inf-mllm,inf-mllm+8,inf-mllm+8+blocks,inf-mllm+4,inf-mllm+4+blocks",
+}
 COLUMNS = (
     "model", "quant", "context", "side", "first token ms", "prefill tok/s", "decode ms", "p10-p90", "tok/s", "times full", "KV",
     "of full's KV", "of bandwidth",
@@ -94,7 +97,8 @@ def main() -> None:
             for context in contexts:
                 compare(model, quant, context, options, write)
     for model in options.model:
-        graphs(model, options, write)
+        for title, sides in BESIDE.items():
+            beside(f"{title}, {model}", sides, model, options, write)
     print(path)
 
 
@@ -112,13 +116,13 @@ def compare(model: str, quant: str, context: int, options: argparse.Namespace, w
         write(pages.row(row(side, model, context, run, full)))
 
 
-def graphs(model: str, options: argparse.Namespace, write: Callable[[str], None]) -> None:
-    """Write how captured steps compare with eager ones. Ends the program where that cannot be measured."""
+def beside(title: str, sides: str, model: str, options: argparse.Namespace, write: Callable[[str], None]) -> None:
+    """Write how the steps of sides compare that take turns. Ends the program where that cannot be measured."""
     command = [
         "lab.measure.ratios", "decode", "--device", options.device, "--dtype", options.dtype, "--contexts", "4k",
-        "--tokens", "128", "--sides", CAPTURED, "--model", model,
+        "--tokens", "128", "--sides", sides, "--model", model,
     ]  # fmt: skip
-    write(f"\n## Decoding with graphs and without, {model}\n\n    python -m {' '.join(command)}\n")
+    write(f"\n## {title}\n\n    python -m {' '.join(command)}\n")
     done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"lab.measure.ratios failed with exit code {done.returncode}; its message is above")

@@ -8,9 +8,10 @@
     python -m lab.measure.ratios costs --sides h2o,inf-mllm,edge                 a layer alone: us a token and a compaction
 
 A side is `stock` (transformers' DynamicCache), `straight-h2o` (H2O as published) or a policy, with settings after it:
-`streaming-llm/slack=1`. With `+turning` at the end, keys are stored as the model made them and rotated at every step; with
-`+eager`, no CUDA graphs are captured. The first side is what the others are divided by. Caches are filled with random keys and
-values before decoding: speed does not depend on what they say.
+`streaming-llm/slack=1`. What follows a `+` at the end says how: `+turning` stores keys as the model made them and rotates them
+at every step; `+eager` captures no CUDA graphs; `+8`, `+4` and `+k8v4` are the bits of the cache, which `+8+blocks` unpacks by
+PyTorch's operators where Triton would read them. The first side is what the others are divided by. Caches are filled with
+random keys and values before decoding: speed does not depend on what they say.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.units import parse_count, short_count
 from lab.measure import pages
-from lab.measure.sides import STOCK, STRAIGHT, Side, policy_of
+from lab.measure.sides import STOCK, STRAIGHT, Side, parts_of
 
 S = TypeVar("S")
 
@@ -180,7 +181,7 @@ def main() -> None:
         parser.error("--tokens and --rounds: 2 or more, for there to be a spread")
     try:
         for side in {*arguments.sides} - {STOCK, STRAIGHT}:
-            policy_of(side)
+            parts_of(side)
         for text in (arguments.contexts, arguments.seen, arguments.sizes):
             counts(text)
         family = loading.load(loading.locate(arguments.model), dtype=arguments.dtype, device=arguments.device)

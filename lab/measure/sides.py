@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from edgemllm.cache import attention as ours
+from edgemllm.cache.bits import UNQUANTISED, KVBits
+from edgemllm.cache.coded_attention import FusedAttention
 from edgemllm.commands.bench.cell import now, warm_up
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.policies.base import CachePolicy
@@ -17,12 +21,15 @@ from edgemllm.session import Session
 from lab.measure import policy, straight_h2o
 
 STOCK, STRAIGHT = "stock", straight_h2o.NAME
-TURNING, EAGER = "+turning", "+eager"
+TURNING, EAGER, BLOCKS = "turning", "eager", "blocks"
 
 
-def policy_of(side: str) -> CachePolicy:
-    """Make the policy of a side. Raises UsageError where its name or a setting is unknown."""
-    return policy.build(side.removesuffix(TURNING).removesuffix(EAGER))
+def parts_of(side: str) -> tuple[CachePolicy, set[str], KVBits]:
+    """Return the policy of a side, its ways, and the bits of its cache. Raises UsageError where one of them is unknown."""
+    name, *words = side.split("+")
+    ways = {TURNING, EAGER, BLOCKS}.intersection(words)
+    bits = [KVBits.parse(word) for word in words if word not in ways]
+    return policy.build(name), ways, bits[0] if bits else UNQUANTISED
 
 
 class Side:
@@ -30,19 +37,20 @@ class Side:
 
     def __init__(self, side: str, family: ModelFamily, budget: int, chunk: int) -> None:
         self.name, self.family, self.session = side, family, None
+        self.ways: set[str] = set()
         self.cache: Any
         if side == STOCK:
             self.attention, self.cache = "sdpa", DynamicCache(config=family.config)
         elif side == STRAIGHT:
             self.attention, self.cache = STRAIGHT, straight_h2o.StraightH2O(family.text_model.rotary_emb, budget)
         else:
-            chosen = policy_of(side)
+            chosen, self.ways, bits = parts_of(side)
             self.attention = ours.NAME
-            self.session = Session(family, chosen, budget if chosen.bounded else None, chunk)
+            self.session = Session(family, chosen, budget if chosen.bounded else None, chunk, bits=bits)
             self.cache = self.session.cache
             for layer in self.cache.with_slots:
-                layer.store_rotated = not side.endswith(TURNING)
-            self.session.decoder.capturing &= not side.endswith(EAGER)
+                layer.store_rotated = TURNING not in self.ways
+            self.session.decoder.capturing &= EAGER not in self.ways
 
     def __str__(self) -> str:
         return self.name
@@ -76,7 +84,8 @@ class Side:
         self.family.model.config.get_text_config()._attn_implementation = self.attention
         if self.session is not None:
             if len(ids) == 1:
-                return self.session.step(ids[0])
+                with self._reading():
+                    return self.session.step(ids[0])
             logits = self.session.feed(self.family.text(ids, self.session.position))
             self.session.policy.after_prefill(self.session.cache.managed)
             return logits
@@ -91,7 +100,12 @@ class Side:
     def warm(self) -> None:
         """Let graphs be captured."""
         if self.session is not None:
-            warm_up(self.session, 7)
+            with self._reading():
+                warm_up(self.session, 7)
+
+    def _reading(self) -> AbstractContextManager[object]:
+        """Return what lets codes be unpacked in blocks, where the side asks for it."""
+        return mock.patch.object(FusedAttention, "works", False) if BLOCKS in self.ways else nullcontext()
 
     def timed(self, ids: Sequence[int]) -> float:
         """Return milliseconds until the next token is known."""
