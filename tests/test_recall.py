@@ -254,11 +254,14 @@ def test_full_is_the_reference_without_a_budget(tmp_path: Path, monkeypatch: Any
     assert table[2].startswith("| full (reference) | all | ∞ ")
 
 
-def test_events_tell_seconds_since_the_start() -> None:
-    arguments = "--tokens 200 --streams 2 --facts 3 --policy window --between static --jsonl".split()
-    events = [json.loads(line) for line in command(*arguments).stdout.splitlines()]
-    assert [event["event"] for event in events] == ["stream", "stream", "end"]
-    assert 0 <= events[0]["t"] <= events[1]["t"] < 120
+def test_events_say_what_the_one_object_says() -> None:
+    arguments = "--tokens 200 --streams 2 --facts 3 --policy window --between static".split()
+    events = [json.loads(line) for line in command(*arguments, "--jsonl").stdout.splitlines()]
+    assert [event["event"] for event in events] == ["start", "stream", "stream", "run", "end"]
+    assert 0 <= events[1]["t"] <= events[2]["t"] < 120
+    whole = json.loads(command(*arguments, "--json").stdout)
+    assert {**events[3], **whole["runs"][0]} == events[3]
+    assert whole["facts"] == events[0]["facts"] == 3
 
 
 @pytest.fixture

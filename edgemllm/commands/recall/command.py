@@ -64,6 +64,8 @@ def recall(
         against or names[0], events,
     )  # fmt: skip
     work.go()
+    for counted in work.runs():
+        events.event("run", **counted)
     events.close(work.code, {**work.head(), "runs": work.runs()})
     if events.text:
         print(table(work.runs()), flush=True)
@@ -128,6 +130,7 @@ class Recall:
             self.haystacks = Haystacks(self.family, self.prose, self.length)
             if self.needles == AUTO:
                 self._choose()
+            self.events.event("start", **self.head())
             for kind in self.kinds:
                 for number in range(self.seed, self.seed + self.streams):
                     if self.interrupts.asked():
