@@ -124,7 +124,7 @@ class Session:
         """Forget everything."""
         self.cache = self._empty()
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
-        self.clip, self.context, self.last = None, None, None
+        self.clip, self.context, self.last, self._rest = None, None, None, []
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -313,8 +313,14 @@ class Session:
             self.feed(self._text(piece))
         self.media = [kind]  # what is written before the next one does not depend on those before the last
 
+    def settle(self) -> None:
+        """Take in what is left of a document whose pieces came in whole chunks, before anything else happens."""
+        if self._rest:
+            self.read_on("")
+
     def _close(self) -> None:
         """End the running video or document."""
+        self.settle()
         self.context = None
         clip, self.clip = self.clip, None
         end = clip.end(self.position) if clip else None

@@ -43,6 +43,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
     Raises EdgeError where it cannot be written, and as `check_place` does.
     """
     path = check_place(path)
+    session.settle()
     states = [layer.state() for layer in session.cache.layers]
     tensors = {f"{number}.{name}": t.contiguous() for number, (live, _) in enumerate(states) for name, t in live.items()}
     clip = session.clip

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from command import run, start
 from tiny import TEXT_MODELS, VISION_MODELS
+from typer.testing import CliRunner
 
 from edgemllm import policies, session_file
 from edgemllm.cache.attention import NAME
+from edgemllm.cli.main import app
 from edgemllm.commands.chat.repl import complete
 from edgemllm.errors import MissingError
 from edgemllm.media.frame import Frame
@@ -319,6 +321,19 @@ def test_a_piped_text_is_asked_about_by_the_line(tmp_path: Path) -> None:
     assert {key: text[key] for key in ("lines", "bytes")} == {"lines": 250, "bytes": len(page(250))}
     assert text["remembered"][-1][1] == 250
     assert "not asked, the text ended before line 9,000: Never?" in done.stderr
+
+
+def test_lines_that_wait_are_read_in_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of all sizes would make the process grow for hours."""
+    sizes, take = [], Session._take
+    monkeypatch.setattr(Session, "_take", lambda self, tokens: (sizes.append(len(tokens)), take(self, tokens))[1])
+    (path := tmp_path / "app.log").write_text(page(300))
+    options = (*ASKING, "--every", "200lines", "--timeout", "1s", "--chunk", "32", "--save", str(tmp_path / "app.edge"))
+    done = CliRunner().invoke(app, ["stream", "--text", str(path), *options, "--json"])
+    assert done.exit_code == 0, done.output
+    assert [size for size in sizes if size != 32][2:] == [], "one before the question, one at the end"
+    text = json.loads(done.stdout)["text"]
+    assert (text["lines"], text["remembered"][-1][1]) == (300, 300)
 
 
 def test_text_answers_name_the_line() -> None:

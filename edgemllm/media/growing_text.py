@@ -57,6 +57,11 @@ class GrowingText:
         """Nothing is left and nothing will come; `error` says why, if not because the text has ended."""
         return self._ended and not self._pending
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a whole line is there that was not given out."""
+        return "\n" in self._pending
+
     def take(self, most: int, lines: float = math.inf) -> str:
         """The next whole lines: about `most` characters of them and at most `lines`; nothing where none came in time.
 

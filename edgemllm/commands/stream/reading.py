@@ -65,8 +65,9 @@ class TextStream(Stream):
         if lines:
             check_limit(self.session, self.limit)
             with out_of_memory():
-                self.session.read_on(lines)
-            meter.lines = self.text.line
+                self.session.read_on(lines, whole=self.text.waiting)
+            if not self.text.waiting:
+                meter.lines = self.text.line
         meter.video_s = time.monotonic() - self._began
         self.out.place = {"line": self.text.line, "byte": self.text.byte}
         if lines:
