@@ -235,8 +235,7 @@ class Session:
                 if self.stopped:
                     break
         finally:
-            if piece:
-                self.read_on("")
+            self.settle()
         if not (piece or self.stopped):
             raise empty("it" if isinstance(source, str) else source.name)
         self.meter.lines += bool(piece) and not piece.endswith("\n")

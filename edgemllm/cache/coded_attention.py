@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgemllm.cache.bits import EVENED, scales_of
+from edgemllm.cache.bits import scales_of
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.rope import Rotation, rotate
 
@@ -196,7 +196,7 @@ class CompiledAttention(KernelAttention):
     def _channels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the widths and means, (H_kv, D), that keys were evened by."""
         channels, shape = self.layer.channels, (len(rows), rows.shape[-1])
-        if channels is None or self.layer.bits.keys != EVENED:
+        if channels is None:
             return rows.new_ones(shape), rows.new_zeros(shape)
         return channels.width.float().view(shape), channels.mean.float().view(shape)
 

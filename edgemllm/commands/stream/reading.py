@@ -64,9 +64,10 @@ class TextStream(Stream):
         lines = self.text.take(max(1, int(each * self.session.chunk)), by_line.next - self.text.line)
         if lines:
             check_limit(self.session, self.limit)
+            more = self.text.waiting
             with out_of_memory():
-                self.session.read_on(lines, whole=self.text.waiting)
-            if not self.text.waiting:
+                self.session.read_on(lines, whole=more)
+            if not more:  # nothing is left over; a last line, or one that a rotation cut off, counts without its end
                 meter.lines = self.text.line
         meter.video_s = time.monotonic() - self._began
         self.out.place = {"line": self.text.line, "byte": self.text.byte}
