@@ -12,10 +12,11 @@ from test_peaks import Peak, grouped
 from tiny import gpt_neox, llama, random_ids
 
 from edgemllm import policies
-from edgemllm.cache import fused
+from edgemllm.cache import fused_kernels
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.bits import Channels, KVBits, quantise
-from edgemllm.cache.coded_attention import BlockAttention, FusedAttention
+from edgemllm.cache.block_attention import BlockAttention
+from edgemllm.cache.fused_attention import FusedAttention
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.models.spec import ModelSpec
 from edgemllm.planning.peaks import activation_bytes
@@ -61,7 +62,7 @@ def test_keys_are_unpacked_evened_rotated_and_multiplied(
     given = codes, scales, *even, angles.cos(), angles.sin(), query
     wanted, out = (torch.full((batch * kv_heads, group, LENGTH), torch.nan) for _ in range(2))
     unpacked.scores(*given, wanted, START, STOP)
-    fused.scores(*given, out, START, STOP)
+    fused_kernels.scores(*given, out, START, STOP)
     largest = float(wanted[:, :, START:STOP].abs().max())
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5 * largest, equal_nan=True)
 
@@ -83,7 +84,7 @@ def test_values_are_unpacked_and_added_up(bits: int, width: int, batch: int, kv_
     codes, scales = quantise(torch.randn(batch, kv_heads, CAPACITY, width) + 1, bits)
     weights = torch.randn(batch * kv_heads, group, LENGTH).softmax(-1)
     for start, stop in ((START, STOP), (3, 3)):
-        found = fused.weighted(codes, scales, weights, width, start, stop)
+        found = fused_kernels.weighted(codes, scales, weights, width, start, stop)
         torch.testing.assert_close(found, unpacked.weighted(codes, scales, weights, width, start, stop), rtol=1e-5, atol=1e-5)
 
 
@@ -117,7 +118,7 @@ def test_a_token_takes_what_the_plan_allows_for_a_chunk(heads: tuple[int, int], 
     there += [layer.queries for layer in cache.layers if layer.queries is not None]
     monkeypatch.setattr("edgemllm.cache.attention.coded", lambda layer, query: FusedAttention(layer))
     monkeypatch.setattr("edgemllm.cache.attention.straight", lambda model: None)
-    monkeypatch.setattr(fused, "_launch", lambda *given, **shape: None)
+    monkeypatch.setattr(fused_kernels, "_launch", lambda *given, **shape: None)
     with Peak(tiny.model, there) as peak:
         forward(tiny.text, cache, tiny.text_chunk(random_ids(1), 1100))
     spec, length = ModelSpec.from_config(tiny.model.config), cache.layers[0].length

@@ -18,8 +18,8 @@ from tiny import MODELS, Tiny, alternating, llama, qwen2_vl, random_ids
 from edgemllm import policies, session_file
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.bits import KVBits
-from edgemllm.cache.coded_attention import FusedAttention
 from edgemllm.cache.decode import MAX_GRAPHS, Decoder
+from edgemllm.cache.fused_attention import FusedAttention
 from edgemllm.cache.numbering import rotate_
 from edgemllm.cache.rope import Rope, inverse, rotate
 from edgemllm.commands.bench.cell import read_bytes

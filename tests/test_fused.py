@@ -21,9 +21,10 @@ from test_bench import agree
 from test_kv_bits import FEWER, coded_by, feed, session
 from tiny import gemma4_text, gpt_neox, llama, qwen2_vl, smollm3, yarn_llama
 
-from edgemllm.cache import coded_attention
+from edgemllm.cache import fused_attention
 from edgemllm.cache.bits import Channels, quantise
-from edgemllm.cache.coded_attention import BlockAttention, FusedAttention
+from edgemllm.cache.block_attention import BlockAttention
+from edgemllm.cache.fused_attention import FusedAttention
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 KINDS = (qwen2_vl, gpt_neox, smollm3, yarn_llama, gemma4_text)
@@ -50,7 +51,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None
 @pytest.fixture
 def unpacking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of Triton's kernels."""
-    monkeypatch.setattr(coded_attention, "fused", lambda: unpacked)
+    monkeypatch.setattr(fused_attention, "kernels", lambda: unpacked)
 
 
 @pytest.mark.usefixtures("inference", "unpacking")
@@ -88,7 +89,7 @@ def test_kernels_compile_for_cards_and_boards(arch: int, bits: int, monkeypatch,
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from edgemllm.cache import fused
+    from edgemllm.cache import fused_kernels
 
     driver = SimpleNamespace(
         get_current_device=lambda: arch,  # each has a memory of its own for what is compiled
@@ -106,8 +107,8 @@ def test_kernels_compile_for_cards_and_boards(arch: int, bits: int, monkeypatch,
     rows = torch.randn(1, 2, 70, 80)
     channels = Channels.of(rows.bfloat16())
     codes, angles, query = quantise(rows, bits), torch.zeros(1, 1, 70, 16), torch.randn(2, 2, 80)
-    fused.scores(*codes, channels.width, channels.mean, angles, angles, query, torch.empty(2, 2, 70), 1, 68)
-    fused.weighted(*codes, torch.randn(2, 2, 70), 80, 1, 68)
+    fused_kernels.scores(*codes, channels.width, channels.mean, angles, angles, query, torch.empty(2, 2, 70), 1, 68)
+    fused_kernels.weighted(*codes, torch.randn(2, 2, 70), 80, 1, 68)
     assert [bool(kernel.asm["cubin"]) for kernel in compiled] == [True, True]
 
 
@@ -119,7 +120,7 @@ def test_where_kernels_cannot_be_compiled_codes_are_unpacked_in_blocks(step: str
 
     working = {"scores": unpacked.scores, "weighted": unpacked.weighted}
     monkeypatch.setattr(FusedAttention, "works", True)
-    monkeypatch.setattr(coded_attention, "fused", lambda: SimpleNamespace(**{**working, step: fails}))
+    monkeypatch.setattr(fused_attention, "kernels", lambda: SimpleNamespace(**{**working, step: fails}))
     found = [decoded(llama, "8", way, monkeypatch) for way in (FusedAttention, BlockAttention)]
     close(*found, torch.float32)
     (told,) = [record.getMessage() for record in caplog.records]
@@ -133,7 +134,7 @@ def test_memory_that_a_kernel_lacks_is_no_reason_to_do_without_it(monkeypatch) -
     def fails(*given: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(coded_attention, "fused", lambda: SimpleNamespace(scores=fails))
+    monkeypatch.setattr(fused_attention, "kernels", lambda: SimpleNamespace(scores=fails))
     with pytest.raises(torch.OutOfMemoryError):
         decoded(llama, "8", FusedAttention, monkeypatch)
     assert FusedAttention.works

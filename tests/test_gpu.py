@@ -10,7 +10,8 @@ from test_kv_bits import FEWER
 from test_model_spec import real_bytes
 from tiny import MODELS, VISION_MODELS, qwen2_5_vl, random_ids
 
-from edgemllm.cache.coded_attention import BlockAttention, FusedAttention
+from edgemllm.cache.block_attention import BlockAttention
+from edgemllm.cache.fused_attention import FusedAttention
 from edgemllm.models import loading
 from edgemllm.models.chat import Sampling
 from edgemllm.models.spec import ModelSpec

@@ -13,10 +13,10 @@ from test_bench import agree
 from tiny import MODELS, llama, qwen2_5_vl, random_ids
 
 from edgemllm import policies, session_file
-from edgemllm.cache import coded_attention
+from edgemllm.cache import block_attention, compiled_attention
 from edgemllm.cache.attention import NAME
 from edgemllm.cache.bits import KVBits, dequantise, quantise
-from edgemllm.cache.coded_attention import BlockAttention
+from edgemllm.cache.block_attention import BlockAttention
 from edgemllm.cache.kv_store import KVStore
 from edgemllm.errors import UsageError
 from edgemllm.session import Session
@@ -100,11 +100,11 @@ def test_a_slot_is_what_came_or_what_its_code_stands_for(make, bits: str, monkey
 def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, policy: str, monkeypatch) -> None:
     pytest.importorskip("numba", reason="codes are unpacked where Numba is not installed")
     threads, found = torch.get_num_threads(), []
-    monkeypatch.setattr(coded_attention, "SLOTS_EACH", 16)  # in two parts
-    monkeypatch.setattr(coded_attention, "BLOCK", 25)
+    monkeypatch.setattr(compiled_attention, "SLOTS_EACH", 16)  # in two parts
+    monkeypatch.setattr(block_attention, "BLOCK", 25)
     try:
         torch.set_num_threads(2)
-        for way in ({}, {"coded_attention.kernels": lambda: None}, {"attention.coded": lambda layer, query: None}):
+        for way in ({}, {"compiled_attention.loops": lambda: None}, {"attention.coded": lambda layer, query: None}):
             stream = session(make, bits, policy, None if policy == "full" else 64)
             feed(stream, 90)
             with monkeypatch.context() as patch:

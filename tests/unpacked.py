@@ -1,4 +1,4 @@
-"""What Triton's kernels compute (cache/fused.py), by PyTorch's operators on all slots at once."""
+"""What Triton's kernels compute (cache/fused_kernels.py), by PyTorch's operators on all slots at once."""
 
 from __future__ import annotations
 

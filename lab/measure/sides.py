@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from edgemllm.cache import attention as ours
 from edgemllm.cache.bits import UNQUANTISED, KVBits
-from edgemllm.cache.coded_attention import FusedAttention
+from edgemllm.cache.fused_attention import FusedAttention
 from edgemllm.commands.bench.cell import now, warm_up
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.policies.base import CachePolicy
