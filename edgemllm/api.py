@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.media.detail import Detail
+from edgemllm.planning.request import Request
 
 if TYPE_CHECKING:
     from edgemllm.session import Session

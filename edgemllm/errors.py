@@ -65,6 +65,27 @@ def opening(path: str | os.PathLike[str], kind: type[EdgeError]) -> Iterator[Non
         raise kind(f"{shortened(str(path))} cannot be opened: {reason[:1].lower()}{reason[1:]}", "check the path") from error
 
 
+class out_of_memory:
+    """Turns the shapes in which memory runs out into one error."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _means_out_of_memory(str(error))):
+            first = str(error).splitlines()[0] if str(error) else "the host has no more"
+            raise OutOfMemoryError(
+                f"out of memory: {first}",
+                "a smaller --kv-budget or --chunk, or --quant nf4; edgemllm plan shows the parts",
+            ) from error
+
+
+def _means_out_of_memory(text: str) -> bool:
+    # The second and third are how Tegra says it: no OutOfMemoryError there.
+    signs = ("out of memory", "NVML_SUCCESS == r INTERNAL ASSERT", "NvMapMemAlloc", "can't allocate memory")
+    return any(sign in text for sign in signs)
+
+
 def shortened(text: str, most: int = 200) -> str:
     """Return the text, or its beginning and its length where it is too long for a message."""
     return text if len(text) <= most else f"{text[:60]}... ({len(text)} characters)"

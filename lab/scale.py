@@ -14,8 +14,9 @@ import math
 
 from edgemllm.device import profiles
 from edgemllm.errors import DoesNotFitError
-from edgemllm.launch import Decision, Request, plan_only
 from edgemllm.media.detail import Detail
+from edgemllm.planning.decision import Decision, plan_only
+from edgemllm.planning.request import Request
 
 
 def least_seconds(made: Decision, tokens: int, answer: int) -> float:

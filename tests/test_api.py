@@ -33,7 +33,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_keywords_of_open_are_the_options_of_chat() -> None:
     import inspect
 
-    from edgemllm.launch import Request
+    from edgemllm.planning.request import Request
 
     keywords = inspect.signature(edgemllm.open).parameters
     assert set(keywords) == set(Request.__dataclass_fields__) - {"detail", "known"} | {"max_pixels", "tokens_per_frame"}

@@ -25,10 +25,11 @@ from edgemllm.archive.session import ArchivedSession
 from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.run import Stream, at_the_end
 from edgemllm.errors import EdgeError, MissingError, UsageError
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.media.frame import Frame
 from edgemllm.media.subtitles import Cue, Subtitles
 from edgemllm.models.chat import Sampling
+from edgemllm.planning.request import Request
 from edgemllm.session import Session
 
 LECTURE = "edgemllm/assets/demo/lecture.mp4"

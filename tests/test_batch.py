@@ -26,8 +26,8 @@ from edgemllm.batch.weights import fingerprint
 from edgemllm.batch.work import Work
 from edgemllm.cli.batch import _addressed
 from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
-from edgemllm.launch import Request
 from edgemllm.media import slides
+from edgemllm.planning.request import Request
 
 QUESTION = "What is on the screen now?"
 

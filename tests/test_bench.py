@@ -25,7 +25,7 @@ from edgemllm.cache.rope import Rope, inverse, rotate
 from edgemllm.commands.bench.cell import read_bytes
 from edgemllm.commands.bench.grid import STOCK, grid
 from edgemllm.errors import UsageError
-from edgemllm.launch import Request
+from edgemllm.planning.request import Request
 from edgemllm.session import Session
 
 

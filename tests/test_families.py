@@ -257,7 +257,8 @@ def test_a_damaged_folder_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_quantised_beforehand_is_taken_as_it_is(tmp_path: Path) -> None:
-    from edgemllm.launch import Request, prepare
+    from edgemllm.launch import prepare
+    from edgemllm.planning.request import Request
 
     tiny = llama()
     folder = saved(tiny, tmp_path)

@@ -8,9 +8,10 @@ from media import picture
 from tiny import MODELS, VISION_MODELS, Tiny, random_ids
 
 from edgemllm.errors import UsageError
-from edgemllm.launch import Request, plan_only
 from edgemllm.models import packed
 from edgemllm.models.packed import Int4Linear, Int8Linear, PackedEmbedding, PackedLinear
+from edgemllm.planning.decision import plan_only
+from edgemllm.planning.request import Request
 from edgemllm.policies.full import Full
 
 pytestmark = pytest.mark.usefixtures("inference")

@@ -16,11 +16,12 @@ from quantised_files import METHODS, quantise
 from tiny import Tiny, llama, llava_onevision, random_ids
 
 from edgemllm.errors import UsageError
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.models import loading
 from edgemllm.models.prequantised import PACKAGES, reading
 from edgemllm.models.quantisation import quantisation_of
 from edgemllm.models.weights import fingerprint
+from edgemllm.planning.request import Request
 from edgemllm.policies.full import Full
 
 MODELS = {"llama": llama, "llava_onevision": llava_onevision}

@@ -25,8 +25,9 @@ from edgemllm.commands.recall.prose import Book, MadeUp
 from edgemllm.commands.recall.run import SHORT, Answers, Stream, at_the_end, branch, in_rounds
 from edgemllm.commands.recall.score import Score, Tally, paired
 from edgemllm.errors import UsageError
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Launch, prepare
 from edgemllm.media import slides
+from edgemllm.planning.request import Request
 
 BUDGET = 64
 

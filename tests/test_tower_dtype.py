@@ -17,16 +17,18 @@ from test_seam import EXACT
 from tiny import VISION_MODELS, gemma4, llava_onevision, qwen2_5_vl, smolvlm
 from typer.testing import CliRunner
 
-from edgemllm import launch, session_file
+from edgemllm import session_file
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.calibration import finders_of
 from edgemllm.cli.main import app
 from edgemllm.device import processor
 from edgemllm.errors import UsageError
-from edgemllm.launch import Decision, Request, plan_only
 from edgemllm.models import loading, tower
 from edgemllm.models.loading import DEMO
 from edgemllm.models.spec import ModelSpec
+from edgemllm.planning import auto
+from edgemllm.planning.decision import Decision, plan_only
+from edgemllm.planning.request import Request
 from edgemllm.policies.full import Full
 from edgemllm.screen import changes
 from edgemllm.session import Session
@@ -120,7 +122,7 @@ def test_auto_takes_it_for_a_large_tower_where_the_processor_gains_and_nowhere_e
 
 
 def test_the_demo_answers_with_such_a_tower_and_says_so(gains: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "LARGE_TOWER", 1)
+    monkeypatch.setattr(auto, "LARGE_TOWER", 1)
     question = "What number was with the red square?"
     done = CliRunner().invoke(app, ["chat", "--device", "cpu", "--video", str(DEMO / "lecture.mp4"), "--json", question])
     found = json.loads(done.stdout)

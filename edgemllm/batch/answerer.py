@@ -9,8 +9,8 @@ from typing import Any
 
 from edgemllm.batch.job import Job
 from edgemllm.batch.work import Work
-from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError
-from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.errors import DoesNotFitError, EdgeError, MissingError, UsageError, out_of_memory
+from edgemllm.launch import Launch, prepare
 from edgemllm.limit import check_limit
 from edgemllm.media.feed import Feed
 from edgemllm.media.text import document

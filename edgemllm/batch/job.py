@@ -11,8 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from edgemllm.batch.weights import fingerprint
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Launch, prepare
 from edgemllm.planning.budget import parse_kv_budget
+from edgemllm.planning.request import Request
 from edgemllm.version import __version__
 
 DECIDED = (

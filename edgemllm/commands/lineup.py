@@ -8,8 +8,9 @@ from typing import Any
 
 from edgemllm import policies
 from edgemllm.errors import UsageError
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Launch, prepare
 from edgemllm.planning.plan import Plan
+from edgemllm.planning.request import Request
 
 
 def line_up(

@@ -16,7 +16,7 @@ from edgemllm.screen import Display
 from edgemllm.units import parse_time
 
 if TYPE_CHECKING:
-    from edgemllm.launch import Request
+    from edgemllm.planning.request import Request
 
 # What only a run or a completion needs is imported there: help pages import this file, and are to come at once.
 
@@ -96,7 +96,7 @@ class RequestOptions:
 
     def request(self, **more: Any) -> Request:
         """Return what to prepare; `more` are fields of the request that the command decides itself."""
-        from edgemllm.launch import Request
+        from edgemllm.planning.request import Request
 
         return Request(**(self._fields() | more))
 

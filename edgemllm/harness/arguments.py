@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgemllm.api import request
-from edgemllm.launch import Request
+from edgemllm.planning.request import Request
 
 
 def asked(pretrained: str, options: dict[str, Any]) -> Request:

@@ -35,8 +35,9 @@ from edgemllm.commands.recall.lecture import slide_haystack
 from edgemllm.commands.recall.prose import Book
 from edgemllm.commands.recall.recent import NAME, RecentFrames
 from edgemllm.commands.recall.run import Answers, Stream, at_the_end
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.planning.request import Request
 from edgemllm.session import Session
 from lab.measure import pages
 

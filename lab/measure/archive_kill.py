@@ -26,9 +26,10 @@ from edgemllm.archive.archive import Archive
 from edgemllm.archive.contents import summary
 from edgemllm.archive.session import ArchivedSession, name_source
 from edgemllm.commands.recall.lecture import slide_haystack
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.media.frame import Frame
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.planning.request import Request
 
 
 def watch(family: ModelFamily, path: Path, frames: Sequence[Frame], name: str, told: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from edgemllm.commands.bench import grid as bench
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import EdgeError
-from edgemllm.launch import Request
+from edgemllm.planning.request import Request
 from edgemllm.units import parse_count, short_count
 from lab.measure import pages, policy
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from edgemllm.commands.lineup import line_up
 from edgemllm.commands.perplexity.run import Run
-from edgemllm.launch import Request
 from edgemllm.media.text import Text
 from edgemllm.models.tokens import TokenStream
+from edgemllm.planning.request import Request
 from lab.measure import pages
 
 PAGE = pages.FOLDER / "perplexity.md"

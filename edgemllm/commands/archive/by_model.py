@@ -9,8 +9,9 @@ from edgemllm.archive import choice
 from edgemllm.archive.archive import Archive
 from edgemllm.archive.calibration import calibrate, finders_of
 from edgemllm.commands.archive.command import write_places
-from edgemllm.launch import Request, prepare
+from edgemllm.launch import prepare
 from edgemllm.models.families.base import ModelFamily
+from edgemllm.planning.request import Request
 
 
 def search(path: Path, question: str, as_json: bool, model: str) -> None:

@@ -19,7 +19,8 @@ from edgemllm.commands.batch.progress import Progress
 from edgemllm.commands.events import write
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.errors import UsageError
-from edgemllm.launch import MOST_KNOWN, Launch
+from edgemllm.launch import Launch
+from edgemllm.planning.auto import MOST_KNOWN
 from edgemllm.screen import Display
 from edgemllm.session import Session
 

@@ -22,11 +22,11 @@ from edgemllm.cache.attention import cache_keyword
 from edgemllm.cache.decode import MAX_GRAPHS
 from edgemllm.commands.bench.grid import STOCK, Cell
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError
-from edgemllm.launch import Request, out_of_memory
+from edgemllm.errors import EdgeError, out_of_memory
 from edgemllm.media.detail import Detail
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.models.packed import PackedEmbedding
+from edgemllm.planning.request import Request
 from edgemllm.session import Session
 
 WARM_TOKENS = 64

@@ -14,7 +14,8 @@ from typing import Any
 from edgemllm.choices import ITEM_BYTES
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import DoesNotFitError, EdgeError, OutOfMemoryError, UsageError
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Launch, prepare
+from edgemllm.planning.request import Request
 from edgemllm.units import short_count
 
 STOCK = "stock"

@@ -15,8 +15,8 @@ from edgemllm.archive.session import looked, name_source
 from edgemllm.commands.events import Events
 from edgemllm.commands.interrupts import Interrupts
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError
-from edgemllm.launch import Launch, out_of_memory
+from edgemllm.errors import EdgeError, out_of_memory
+from edgemllm.launch import Launch
 from edgemllm.limit import check_limit, limit
 from edgemllm.media.feed import Feed
 from edgemllm.media.images import read_image

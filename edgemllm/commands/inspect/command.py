@@ -16,8 +16,8 @@ from edgemllm.commands.inspect.options import InputOptions, PictureOptions
 from edgemllm.commands.inspect.watch import LONGEST, Kept, LayerEntropy, Watcher, entropies
 from edgemllm.commands.lineup import half_or_least, line_up
 from edgemllm.commands.tables import markdown
-from edgemllm.errors import DoesNotFitError, MissingError, UsageError
-from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.errors import DoesNotFitError, MissingError, UsageError, out_of_memory
+from edgemllm.launch import Launch, prepare
 from edgemllm.media.text import Text
 from edgemllm.media.video import Video
 from edgemllm.models.chat import Sampling

@@ -9,8 +9,9 @@ from edgemllm.commands.plan.command import over_profiles
 from edgemllm.commands.plan.report import table
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import MissingError
-from edgemllm.launch import Request, facts_of
 from edgemllm.models import shipped
+from edgemllm.planning.lookup import facts_of
+from edgemllm.planning.request import Request
 
 
 def show(name: str) -> None:

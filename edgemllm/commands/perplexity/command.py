@@ -22,8 +22,8 @@ from edgemllm.commands.perplexity.options import CheckpointOptions, TextOptions
 from edgemllm.commands.perplexity.report import Report
 from edgemllm.commands.perplexity.run import Run
 from edgemllm.commands.plan.report import arithmetic
-from edgemllm.errors import EdgeError, MissingError, UsageError
-from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.errors import EdgeError, MissingError, UsageError, out_of_memory
+from edgemllm.launch import Launch, prepare
 from edgemllm.limit import limit
 from edgemllm.media.text import Text
 from edgemllm.models.families.base import ModelFamily

@@ -16,8 +16,7 @@ from typing import Any
 from edgemllm.commands.perplexity.curve import Curve, Point, perplexity
 from edgemllm.commands.perplexity.scoring import losses
 from edgemllm.device import memory
-from edgemllm.errors import EdgeError, MissingError, OutOfMemoryError, UsageError
-from edgemllm.launch import out_of_memory
+from edgemllm.errors import EdgeError, MissingError, OutOfMemoryError, UsageError, out_of_memory
 from edgemllm.models.tokens import TokenStream
 from edgemllm.models.weights import not_finite
 from edgemllm.session import Session

@@ -12,9 +12,11 @@ from edgemllm.commands.events import Events, headed, write
 from edgemllm.commands.plan.report import arithmetic, table
 from edgemllm.device import profiles
 from edgemllm.errors import DoesNotFitError
-from edgemllm.launch import Decision, Request, facts_of, plan_only
 from edgemllm.models import shipped
 from edgemllm.models.facts import ModelFacts
+from edgemllm.planning.decision import Decision, plan_only
+from edgemllm.planning.lookup import facts_of
+from edgemllm.planning.request import Request
 
 
 def plan(run: options.RequestOptions, size: options.DetailOptions, output: options.JsonOptions) -> None:

@@ -8,7 +8,7 @@ from edgemllm.commands.events import headed, write
 from edgemllm.commands.tables import aligned
 from edgemllm.device.memory import human_bytes
 from edgemllm.errors import DoesNotFitError
-from edgemllm.launch import Decision
+from edgemllm.planning.decision import Decision
 from edgemllm.planning.plan import Plan
 
 

@@ -24,8 +24,8 @@ from edgemllm.commands.recall.report import plot as draw
 from edgemllm.commands.recall.report import table
 from edgemllm.commands.recall.run import PROTOCOLS, Stream, at_the_end, has_chat
 from edgemllm.commands.recall.score import Score, paired
-from edgemllm.errors import UsageError
-from edgemllm.launch import Launch, out_of_memory, prepare
+from edgemllm.errors import UsageError, out_of_memory
+from edgemllm.launch import Launch, prepare
 from edgemllm.screen import Display
 from edgemllm.units import parse_count
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgemllm.launch import Launch, Request, prepare
+from edgemllm.launch import Launch, prepare
 from edgemllm.models.loading import Checkpoint
+from edgemllm.planning.request import Request
 
 MOST_TOKENS = 4096
 """What `--kv-budget auto` gives one of many caches, at most: the rest of the memory is for others."""

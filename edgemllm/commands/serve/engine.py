@@ -16,7 +16,8 @@ from edgemllm.commands.serve.metrics import Metrics
 from edgemllm.commands.serve.refusal import Refusal
 from edgemllm.commands.serve.schema import Sampled
 from edgemllm.commands.serve.turns import Turns, Work
-from edgemllm.launch import Launch, out_of_memory
+from edgemllm.errors import out_of_memory
+from edgemllm.launch import Launch
 from edgemllm.models.chat import Sampling
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.session import Session

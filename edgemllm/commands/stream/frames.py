@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgemllm.commands.stream.run import Stream
-from edgemllm.errors import EdgeError, MediaError
-from edgemllm.launch import out_of_memory
+from edgemllm.errors import EdgeError, MediaError, out_of_memory
 from edgemllm.limit import check_limit
 from edgemllm.media.feed import Feed, raise_error
 from edgemllm.media.frame import Frame

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemllm.commands.stream.run import Stream
-from edgemllm.errors import EdgeError
-from edgemllm.launch import out_of_memory
+from edgemllm.errors import EdgeError, out_of_memory
 from edgemllm.limit import check_limit
 from edgemllm.media.growing_text import GrowingText
 from edgemllm.media.text import empty

@@ -9,7 +9,7 @@ from typing import Any
 from edgemllm.archive.session import looked
 from edgemllm.commands.stream.answers import Answers
 from edgemllm.commands.stream.schedule import Schedule
-from edgemllm.launch import out_of_memory
+from edgemllm.errors import out_of_memory
 from edgemllm.models.chat import Sampling
 from edgemllm.screen import Display, remembered
 from edgemllm.session import Session

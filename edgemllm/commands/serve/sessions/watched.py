@@ -17,8 +17,7 @@ from edgemllm.commands.serve.sessions.schema import Wish
 from edgemllm.commands.serve.sessions.sleeper import Sleeper
 from edgemllm.commands.serve.state import state
 from edgemllm.commands.serve.turns import BUSY, RESTING, WAITING, Turn, Work
-from edgemllm.errors import EdgeError, OutOfMemoryError
-from edgemllm.launch import out_of_memory
+from edgemllm.errors import EdgeError, OutOfMemoryError, out_of_memory
 from edgemllm.media.feed import Feed
 from edgemllm.media.frame import Frame
 from edgemllm.media.source import Source
