@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import time
@@ -29,9 +28,10 @@ from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
 from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
+from edgemllm.models.document import Document, numbered
 from edgemllm.models.families.base import Clip, ModelFamily
 from edgemllm.models.finders import finders, key_channels, listen
-from edgemllm.models.tokens import Token, end_of, pieces, tokenize
+from edgemllm.models.tokens import Token, pieces, tokenize
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
 from edgemllm.planning.peaks import FRAMES_AT_ONCE
@@ -68,8 +68,8 @@ class Session:
     """What was shown last in the turn that the next question closes."""
     clip: Clip | None = None
     """The running video, which `see` continues."""
-    context: str | None = None
-    """The end of the running document, which `read_on` continues."""
+    document: Document | None = None
+    """The running document, which `read_on` continues."""
     stopped: bool = False
     """Set by `stop()`; ends the running answer or video at the next token or frame."""
     last: Tensor | None = field(default=None, repr=False, compare=False)
@@ -95,7 +95,6 @@ class Session:
         self._tokens = tokens
         self._format: ChatFormat | None = None
         self._decoder: Decoder | None = None
-        self._rest: list[Token] = []  # read of a document, and not yet taken in
 
     @property
     def format(self) -> ChatFormat:
@@ -124,7 +123,7 @@ class Session:
         """Forget everything."""
         self.cache = self._empty()
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
-        self.clip, self.context, self.last, self._rest = None, None, None, []
+        self.clip, self.document, self.last = None, None, None
 
     def stop(self) -> None:
         """End what is running at the next token or frame; the session stays whole."""
@@ -249,26 +248,18 @@ class Session:
         All of it is read, however soon a stop comes. `whole`: in whole chunks, the rest together with the next piece: chunks
         of all sizes would scatter over the heap, which then grows.
         """
-        if begin or self.context is None:
+        if begin or self.document is None:
             self._open(TEXT)
-            self.context = ""
-        assert self.context is not None
-        tokens = [*self._rest, *tokenize(self.family.tokenizer, self.context, piece, special=False)]
-        end = len(tokens) - (len(tokens) % self.chunk if whole else 0)
-        tokens, self._rest = tokens[:end], tokens[end:]  # before anything can fail: nothing is taken in twice
-        for start in range(0, end, self.chunk):
-            self._take(tokens[start : start + self.chunk])
-        self.context = end_of(self.context, piece)
+            self.document = Document(self.family.tokenizer)
+        for tokens in self.document.parts(piece, self.chunk, whole):
+            self._take(tokens)
 
     def _take(self, tokens: Sequence[Token]) -> None:
-        """Feed tokens of a document, each with the number of the line in which it begins."""
-        ends = [0, *itertools.accumulate(lines for _, _, lines in tokens)]
-        chunk = self.family.text([token for token, _, _ in tokens], self.position)
-        lines = torch.tensor([ends[:-1]], dtype=torch.float32, device=self.family.device)
-        self.feed(dataclasses.replace(chunk, time=lines + 1 + self.meter.lines))
-        self.meter.lines += ends[-1]
-        self.meter.text_bytes += sum(size for _, size, _ in tokens)
+        """Feed tokens of a document, and count them."""
+        self.feed(numbered(self.family, tokens, self.position, self.meter.lines + 1))
         self.meter.text_tokens += len(tokens)
+        self.meter.text_bytes += sum(size for _, size, _ in tokens)
+        self.meter.lines += sum(ends for _, _, ends in tokens)
 
     @torch.inference_mode()
     def ask(self, question: str, sampling: Sampling = GREEDY, beginning: str = "") -> Iterator[str]:
@@ -314,13 +305,13 @@ class Session:
 
     def settle(self) -> None:
         """Take in what is left of a document whose pieces came in whole chunks, before anything else happens."""
-        if self._rest:
+        if self.document and self.document.waiting:
             self.read_on("")
 
     def _close(self) -> None:
         """End the running video or document."""
         self.settle()
-        self.context = None
+        self.document = None
         clip, self.clip = self.clip, None
         end = clip.end(self.position) if clip else None
         if end is not None:

@@ -25,6 +25,7 @@ from edgemllm.archive import resuming
 from edgemllm.errors import EdgeError, MissingError, UsageError, opening, shortened
 from edgemllm.media.frame import Frame
 from edgemllm.meter import Meter
+from edgemllm.models.document import Document
 from edgemllm.models.quantisation import quantisation_of
 from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
@@ -64,7 +65,7 @@ def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> 
         "first": session.first,
         "media": session.media,
         "system": session.system,
-        "context": session.context,
+        "context": session.document.context if session.document else None,
         "clip": None
         if clip is None
         else {"counters": {name: getattr(clip, name) for name in clip.counters}, "waiting": waiting},
@@ -140,7 +141,8 @@ def load(session: Session, path: Path) -> dict[str, Any]:
     session.position, session.first, session.media = header["position"], header["first"], header["media"]
     session.system = session.system if session.system is not None else header["system"]
     session.meter, session.clip, session.last = Meter(**header["meter"]), None, tensors.get("last")
-    session.context = header.get("context")
+    context = header.get("context")
+    session.document = None if context is None else Document(session.family.tokenizer, context)
     if header["clip"] is not None:
         session.clip = session.family.video()
         for name, value in header["clip"]["counters"].items():

@@ -65,7 +65,7 @@ class Stream:
         if self.frames and session.clip is None:
             clip = session.begin(1.0)
             session.clip = Recorder(clip, self.recorded) if record else clip
-        elif self.chat and not self.frames and session.context is None:
+        elif self.chat and not self.frames and session.document is None:
             session.read_on("", begin=True)
 
     def show(self, session: Session, first: int, last: int) -> None:
