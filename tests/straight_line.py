@@ -181,8 +181,8 @@ def inf_mllm(window: int, bias: float, recent: float, sinks: int, budget: int, s
     return choose
 
 
-def edge(recent: int, values: float) -> Choose:
-    """The largest attention ever, for pictures times one minus the largest cosine to a later key; then large values."""
+def edge(recent: int, span: int, ranks: bool) -> Choose:
+    """The largest attention ever, for pictures times one minus the largest cosine to a later key; in words the best nearby."""
 
     def choose(stream: Stream, heads: list[Head], size: int) -> list[list[int]]:
         each = []
@@ -193,12 +193,22 @@ def edge(recent: int, values: float) -> Choose:
             novelty = [1 - twin if stream.vision[place] else 1 for twin, place in zip(head.twin, head.place, strict=True)]
             each.append([memory * new for memory, new in zip(head.most, novelty, strict=True)])
         mean = [sum(column) / len(column) for column in zip(*each, strict=True)]
-        kept = best(mean, size - int(values * (size - recent)), newest=recent)
-        norms = [[float(value.norm()) for value in head.values] for head in heads]
-        mean = [sum(column) / len(column) for column in zip(*norms, strict=True)]
-        return [best([math.inf if i in kept else norm for i, norm in enumerate(mean)], size)] * len(heads)
+        if ranks:
+            order = sorted(range(len(mean)), key=lambda i: mean[i])
+            each = [[float(order.index(i)) for i in range(len(mean))]]
+        words = [not stream.vision[place] for place in heads[0].place]
+        passages = [
+            [max(row[j] for j in around(i, span, len(row)) if words[j]) if words[i] else row[i] for i in range(len(row))]
+            for row in each
+        ]
+        mean = [sum(column) / len(column) for column in zip(*passages, strict=True)]
+        return [best(mean, size, newest=recent)] * len(heads)
 
     return choose
+
+
+def around(i: int, span: int, length: int) -> range:
+    return range(max(i - span // 2, 0), min(i + span // 2 + 1, length))
 
 
 def infinipot_v(recent: int, tar: float, budget: int) -> Choose:

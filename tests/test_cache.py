@@ -13,8 +13,9 @@ from tiny import TEXT_MODELS, alternating, gemma4_text, lfm2, llama, qwen2, qwen
 from edgemllm import policies
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.rope import renumber
-from edgemllm.errors import OutOfMemoryError
+from edgemllm.errors import OutOfMemoryError, UsageError
 from edgemllm.policies.base import ALL, CachePolicy
+from edgemllm.policies.edge import Edge
 from edgemllm.policies.full import Full
 from edgemllm.policies.inf_mllm import InfMLLM
 from edgemllm.policies.streaming_llm import StreamingLLM
@@ -281,6 +282,27 @@ def test_heads_choose_together_or_alone() -> None:
         tiny.run(tiny.text_chunk(random_ids(200)), 8, InfMLLM(window=8, bias=0.0, shared_heads=shared), 64)
         heads = tiny.cache.layers[1].positions[0, 0, :, :56]
         assert bool((heads[0] == heads[1]).all()) is shared
+
+
+def test_edge_keeps_the_same_words_in_all_layers_around_what_most_of_them_looked_at() -> None:
+    tiny = llama()
+    tiny.run(tiny.text_chunk(random_ids(60)), 60, Edge(), 60)
+    first, *others = tiny.cache.managed
+    for layer in (first, *others):
+        layer.buffer("memory").uniform_(0, 0.1)[..., 20] = 0.2
+    first.buffer("memory")[..., 40] = 1.0  # more than anything, and there alone
+    for layer in others:
+        layer.buffer("memory")[..., 40] = 0.0
+    settings = {"recent": 0.0, "newest": 4, "span": 5, "slack": 1}
+    newest = list(range(56, 60))
+    assert Edge(**settings).choose(first, 9).flatten().tolist() == [18, 19, 20, 21, 22, *newest]
+    assert Edge(**settings, shared_layers=False).choose(first, 9).flatten().tolist() == [38, 39, 40, 41, 42, *newest]
+    tiny.run(tiny.text_chunk(random_ids(200)), 8, Edge(**settings), 64)
+    kept = {tuple(layer.positions[0, 0, head].tolist()) for layer in tiny.cache.managed for head in range(layer.kv_heads)}
+    assert len(kept) == 1
+    with pytest.raises(UsageError, match="shared_layers=true") as refused:
+        Edge(shared_heads=False)
+    assert "shared_layers=false" in refused.value.hint
 
 
 def test_full_with_a_budget_stops_where_it_ends() -> None:

@@ -101,8 +101,14 @@ CASES = {
     "meda": ("meda", [], reference.text_first(0.75, False), "average"),
     "infinipot-v": ("infinipot-v", ["recent=6"], reference.infinipot_v(6, 0.5, BUDGET), "none"),
     "infinipot-v, mostly values": ("infinipot-v", ["recent=5", "tar=0.25"], reference.infinipot_v(5, 0.25, BUDGET), "none"),
-    "edge": ("edge", ["recent=0", "newest=4", "values=0", "slack=2"], reference.edge(4, 0), "none"),
-    "edge, large values": ("edge", ["recent=0", "newest=4", "values=0.25", "slack=2"], reference.edge(4, 0.25), "none"),
+    "edge": ("edge", ["recent=0", "newest=4", "span=3", "slack=2"], reference.edge(4, 3, True), "none"),
+    "edge, single words": ("edge", ["recent=0", "newest=4", "span=1", "slack=2"], reference.edge(4, 1, True), "none"),
+    "edge, by layer": (
+        "edge",
+        ["recent=0", "newest=4", "span=5", "slack=2", "shared_layers=false"],
+        reference.edge(4, 5, False),
+        "none",
+    ),
 }
 
 
@@ -303,6 +309,7 @@ def test_meda_clamps_the_shares_of_a_prompt_and_not_those_of_a_stream(setting: s
         ("snapkv", "kernel=4", "a whole number, odd, from 1 upwards"),
         ("infinipot-v", "recent=0", "a whole number from 1 upwards"),
         ("edge", "decay=2", "a number from 0 to 1"),
+        ("edge", "span=4", "a whole number, odd, from 1 upwards"),
         ("window", "slack=-1", "a whole number from 0 upwards"),
         ("snapkv", "pooling=sum", "one of avg, max"),
     ],

@@ -60,6 +60,8 @@ class KVCache(Cache):  # type: ignore[misc]
         """The layers that hold keys and values of their own."""
         self.managed = [layer for layer in self.with_slots if layer.policy is policy]
         """The layers in which the policy decides."""
+        for layer in self.managed:
+            layer.peers = self.managed
         self.budgets_final = False
         """Managed layers have their final budgets."""
         self.now: Pass

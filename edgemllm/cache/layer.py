@@ -57,6 +57,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.focus: Lookout | None = None
         self.channels: Channels | None = None
         """Of its unrotated keys, where these are quantised to few bits."""
+        self.peers: Sequence[CacheLayer] = (self,)
+        """The layers under the same policy, itself among them, in the order of the model."""
         self.shared, self.scaling = False, 1.0  # `shared`: later layers read it too
         self.slots: Slots
         self.store: KVStore

@@ -1,27 +1,28 @@
-"""edge: keep tokens that were once attended to strongly and are not repeated later. Our own; see docs/design.md, docs/log.md.
+"""edge: keep passages once attended to sharply, and pictures not repeated later. Our own; see docs/design.md, docs/log.md.
 
-A cached token j is worth
+A cached token j is worth in a layer
 
     S_j = M_j (1 - max(0, max_{i > j} cos(k_i, k_j)))        over keys i that were ever cached beside j
 
 M_j, its *memory*, is the largest attention that any query ever paid to it, over all query heads that share its KV head: the
 maximum, because a fact is looked at once and sharply, and remembered, because the look passes. The second factor is its
-*novelty*: a picture's key with a near twin among later ones is redundant, the later one stays. Text has no such factor, as its
-keys resemble each other whatever they say. One choice for all heads of a layer keeps a token whole; the newest tokens always
-stay; positions are renumbered. No probe prompt is needed.
+*novelty*: a picture's key with a near twin among later ones is redundant, the later one stays. Text has no such factor, as
+its keys resemble each other whatever they say.
 
-A share of the slots beside the newest goes to the largest values ||v_j|| among the others, as in InfiniPot-V: what attention
-has not yet looked at, but would be moved by. Prose needs it; facts need the score.
+What stays is chosen by the mean over all layers of a token's rank in each, as the looks of one layer say little, so that
+every layer keeps the same tokens. A word is worth as much as the best one near it, since half a fact is of no use. The
+newest tokens always stay; positions are renumbered. No probe prompt is needed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from edgemllm.cache.chunk import Modality
+from edgemllm.errors import UsageError
 from edgemllm.lazy import Tensor, torch
-from edgemllm.policies.base import ALL, CachePolicy, Share
+from edgemllm.policies.base import ALL, CachePolicy, Range, Share
 
 if TYPE_CHECKING:
     from edgemllm.cache.layer import CacheLayer
@@ -32,13 +33,19 @@ PAIRS = 1 << 16
 
 @dataclass(frozen=True)
 class Edge(CachePolicy):
-    """Remembered maximum of attention x novelty of the key."""
+    """Remembered maximum of attention x novelty of the key, ranked over all layers, in passages."""
 
     buffers: ClassVar[tuple[str, ...]] = ("memory", "twin")
     per_query_head: ClassVar[bool] = True
 
+    shared_layers: bool = True
+    """One choice for all layers, by the mean of a token's ranks; false: every layer for itself."""
+
     shared_heads: bool = True
-    """One choice for all heads of a layer, by their mean score; false: every KV head for itself, which text gains from."""
+    """One choice for all heads of a layer, by their mean score; false, with shared_layers=false: every KV head for itself."""
+
+    span: Annotated[int, Range(1, odd=True)] = 13
+    """Width of the neighbourhood, odd, in which a word is worth as much as the best word. Pictures stand for themselves."""
 
     recent: Share = 0.25
     """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
@@ -52,15 +59,20 @@ class Edge(CachePolicy):
     novelty: float = 1.0
     """Exponent of a picture's novelty; 0 leaves memory alone."""
 
-    values: Share = 0.2
-    """Share of the slots beside the newest that goes to the largest values."""
-
     decay: Share = 1.0
     """Of the memory at every compaction; 1 never forgets a look."""
 
     takes_focus: ClassVar[bool] = True
 
     observe_window: ClassVar[int] = ALL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared_layers and not self.shared_heads:
+            raise UsageError(
+                "policy edge: shared_heads=false, but shared_layers=true makes one choice for all",
+                "--set shared_heads=false --set shared_layers=false",
+            )
 
     def minimum(self) -> int:
         return self.sinks + self.newest + 1
@@ -75,23 +87,33 @@ class Edge(CachePolicy):
         memory.clamp_min_(looks.amax(2) if looks.shape[2] > 1 else looks.squeeze(2))
 
     def score(self, layer: CacheLayer) -> Tensor:
+        if not self.shared_layers:
+            return self._in_passages(self._worth(layer), layer)
+        assert layer.now is not None
+        key = ("edge", layer.counts.seen, layer.length, layer.budget)
+        return layer.now.shared(key, lambda: self._in_all(layer))
+
+    def _in_all(self, layer: CacheLayer) -> Tensor:
+        """Return the score (B, 1, L) of the tokens that all layers of one budget hold, when the first of them makes room."""
+        ranks = torch.zeros(layer.positions.shape[1], 1, layer.length, device=layer.device)
+        for peer in (each for each in layer.peers if each.budget == layer.budget):
+            ranks += self._worth(peer).mean(1, keepdim=True).argsort(dim=-1, stable=True).argsort()
+        return self._in_passages(ranks, layer)
+
+    def _in_passages(self, worth: Tensor, layer: CacheLayer) -> Tensor:
+        """Return `worth` (B, H_kv | 1, L), and for words the most that it is near them."""
+        words = layer.modality[:, : worth.shape[1]] != Modality.VISION
+        near = torch.nn.functional.max_pool1d(worth.where(words, -torch.inf), self.span, 1, self.span // 2)
+        return near.where(words, worth)
+
+    def _worth(self, layer: CacheLayer) -> Tensor:
+        """Return S (B, H_kv, L), of this layer alone."""
         memory, pictures = layer.buffer("memory").mul_(self.decay), layer.modality == Modality.VISION
         if not self.novelty or not pictures.any():
             return memory
         self._update_twins(layer)
         novelty = (1 - layer.buffer("twin").clamp(0, 1)) ** self.novelty
         return memory * novelty.where(pictures, 1)
-
-    def choose(self, layer: CacheLayer, size: int) -> Tensor:
-        largest = int(self.values * max(size - sum(self.protected(layer, size)), 0))
-        best = super().choose(layer, size - largest)
-        if not largest:
-            return best
-        norm = layer.values.float().norm(dim=-1)
-        norm = norm.mean(1, keepdim=True) if self.shared_heads else norm
-        norm.scatter_(-1, best, torch.inf)
-        order: Tensor = norm.sort(dim=-1, descending=True, stable=True).indices
-        return order[..., :size].sort(dim=-1).values
 
     def _update_twins(self, layer: CacheLayer) -> None:
         """The largest cosine with a later key: only keys that came since the last time are new."""
