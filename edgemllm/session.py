@@ -121,6 +121,7 @@ class Session:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._decoder = None  # it holds the cache, and two at once would exceed the budget
         self.cache = self._empty()
         self.meter, self.position, self.first, self.media = Meter(), 0, True, []
         self.clip, self.document, self.last = None, None, None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,20 @@ def clip(count: int, seed: int = 0) -> Iterator[Frame]:
 
 def answer(session: Session, question: str = "What is on the screen now?") -> str:
     return "".join(session.ask(question, SHORT))
+
+
+@pytest.mark.parametrize("name", ["edge", "inf-mllm"])
+def test_a_cleared_cache_is_gone_at_once(demo: ModelFamily, name: str) -> None:
+    gc.disable()
+    try:
+        session = Session(demo, policies.build(name), 128, 32)
+        session.read("One lamp is lit, and another is not. " * 20)
+        answer(session)
+        layer = weakref.ref(session.cache.managed[0])
+        session.clear()
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 def test_a_turn_is_what_the_stock_template_and_model_make_of_it(demo: ModelFamily) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ class Pass:
     chunk: Chunk
     ring: Tensor
     """(min(q, w),) the rows of a layer's latest queries that the chunk's last ones are written to."""
+    managed: Sequence[weakref.ref[Any]] = ()
+    """The layers under the policy; weakly, as they hold the pass, and a cache that is dropped is to be gone at once."""
     rotation: Rotation = field(init=False)
     """Of the chunk's tokens in the layer that is running."""
     observed: slice = field(default_factory=lambda: slice(0))

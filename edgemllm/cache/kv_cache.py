@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -60,8 +61,6 @@ class KVCache(Cache):  # type: ignore[misc]
         """The layers that hold keys and values of their own."""
         self.managed = [layer for layer in self.with_slots if layer.policy is policy]
         """The layers in which the policy decides."""
-        for layer in self.managed:
-            layer.peers = self.managed
         self.budgets_final = False
         """Managed layers have their final budgets."""
         self.now: Pass
@@ -80,7 +79,7 @@ class KVCache(Cache):  # type: ignore[misc]
             self.finalize_budgets()
         window, seen = self.policy.query_window, self.seen + len(chunk)
         ring = torch.arange(seen - min(window, len(chunk)), seen, device=chunk.embeds.device) % max(window, 1)
-        self.now = Pass(chunk, ring)
+        self.now = Pass(chunk, ring, [weakref.ref(layer) for layer in self.managed])
         for layer in self.with_slots:
             layer.now = self.now
 

@@ -57,8 +57,6 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.focus: Lookout | None = None
         self.channels: Channels | None = None
         """Of its unrotated keys, where these are quantised to few bits."""
-        self.peers: Sequence[CacheLayer] = (self,)
-        """The layers under the same policy, itself among them, in the order of the model."""
         self.shared, self.scaling = False, 1.0  # `shared`: later layers read it too
         self.slots: Slots
         self.store: KVStore
@@ -155,6 +153,12 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def time(self) -> Tensor:
         """Return seconds of video, or for text the line of a document, (B, H_kv, L) float32; NaN where there is none."""
         return self.slots.live("time")
+
+    @property
+    def peers(self) -> list[CacheLayer]:
+        """Return the layers under the same policy, itself among them, in the order of the model."""
+        assert self.now is not None
+        return [layer for each in self.now.managed if (layer := each()) is not None]
 
     @property
     def observed(self) -> slice:

@@ -27,7 +27,7 @@ class Document:
     def parts(self, piece: str, most: int, whole: bool = False) -> list[list[Token]]:
         """Return what waited and the tokens of the next piece, in parts of at most `most`.
 
-        `whole`: of exactly so many; what is left waits for the next piece.
+        `whole`: of exactly this many; the rest waits for the next piece.
         """
         tokens = [*self.waiting, *tokenize(self.tokenizer, self.context, piece, special=False)]
         end = len(tokens) - (len(tokens) % most if whole else 0)
