@@ -246,8 +246,7 @@ class Session:
     def read_on(self, piece: str, begin: bool = False, whole: bool = False) -> None:
         """Read the next piece of a document, cut at a line or between two words; the first one begins it. `ask` ends it.
 
-        All of it is read, however soon a stop comes. `whole`: in whole chunks, the rest together with the next piece: chunks
-        of all sizes would scatter over the heap, which then grows.
+        All of it is read, however soon a stop comes. `whole`: in whole chunks, the rest together with the next piece.
         """
         if begin or self.document is None:
             self._open(TEXT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,15 +25,24 @@ class Document:
         """Tokens that lack others for a whole chunk."""
 
     def parts(self, piece: str, most: int, whole: bool = False) -> list[list[Token]]:
-        """Return what waited and the tokens of the next piece, in parts of at most `most`.
+        """Return what waited and the tokens of the next piece, in parts of `most`, and the rest in powers of two.
 
-        `whole`: of exactly this many; the rest waits for the next piece.
+        `whole`: the rest waits for the next piece.
         """
         tokens = [*self.waiting, *tokenize(self.tokenizer, self.context, piece, special=False)]
         end = len(tokens) - (len(tokens) % most if whole else 0)
         tokens, self.waiting = tokens[:end], tokens[end:]
         self.context = end_of(self.context, piece)
-        return [tokens[start : start + most] for start in range(0, end, most)]
+        cuts = itertools.accumulate(_sizes(end, most), initial=0)
+        return [tokens[start:stop] for start, stop in itertools.pairwise(cuts)]
+
+
+def _sizes(count: int, most: int) -> Iterator[int]:
+    """Share tokens out to few sizes: a processor's libraries compile for each one that they meet, and keep that."""
+    while count:
+        size = most if count >= most else 1 << count.bit_length() - 1
+        yield size
+        count -= size
 
 
 def numbered(family: ModelFamily, tokens: Sequence[Token], offset: int, line: int) -> Chunk:
