@@ -254,6 +254,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part": (having({"split.count": 3}), "one of 3 parts"),
     "a layer too few": (having({"llama.block_count": 4}), "lacks 9 of 39 tensors, first blk.3."),
     "a layer too many": (having({"llama.block_count": 2}), "9 tensors for which llama has no"),
+    "a billion layers": (having({"llama.block_count": 10**9}), "num_hidden_layers = 1000000000"),
     "a bias": (lambda path: write(path, llama(), blk__0__attn_q__bias=np.ones(128, np.float32)), "first blk.0.attn_q.bias"),
     "another width": (having({"llama.feed_forward_length": 64}), "96 x 64 instead of 64 x 64"),
     "odd heads": (having({"llama.attention.head_count": 3}), "its metadata"),

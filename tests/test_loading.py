@@ -165,7 +165,7 @@ def test_a_checkpoint_that_was_quantised_beforehand_is_complete(tmp_path: Path) 
         ("config.json", "[1]", "config.json is not complete JSON"),
         ("config.json", "{}", "config.json names no model_type"),
         ("num_hidden_layers", -1, "num_hidden_layers"),
-        ("num_hidden_layers", 10**6, "num_hidden_layers = 1000000"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers = 1000000000"),
         ("num_attention_heads", 0, "config.json"),
         ("num_key_value_heads", 5, "heads of keys"),
         ("hidden_size", "abc", "config.json"),

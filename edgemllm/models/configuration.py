@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ MOST = {
     "hidden_size": 1 << 18, "embed_dim": 1 << 18, "head_dim": 1 << 14,
     "intermediate_size": 1 << 22, "vocab_size": 1 << 24, "max_position_embeddings": 1 << 32,
 }  # fmt: skip
-"""Far above any model; what is larger is damage, and building it would take hours."""
+"""Far above any model; what is larger is damage, and describing or building it would take hours."""
 
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "tokenizer.json")
 
@@ -34,12 +35,26 @@ def read_config(name: str, folder: Path, trust_remote_code: bool = False) -> Any
     if not _is_json(folder / "generation_config.json"):  # transformers would do without, and no answer would end
         raise MissingError(f"model {name}: its generation_config.json is not complete JSON", "fetch it again")
     family_of(model_type)
+    for part in (found, *(each for each in found.values() if isinstance(each, dict))):
+        refuse_oversized(name, part, "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         config.get_text_config()
     except Exception as error:  # whatever wrong values do in a configuration class
         raise MissingError(f"model {name}: its config.json is not understood: {_reason(error)}", "fetch it again") from error
     return check_config(name, config, "config.json")
+
+
+def refuse_oversized(name: str, sizes: Mapping[str, Any], source: str) -> None:
+    """Raise MissingError for a size above any model's, before transformers describes every layer of it one by one."""
+    for key, most in MOST.items():
+        value = sizes.get(key)
+        if isinstance(value, int) and value > most:
+            raise _no_size(name, key, value, source)
+
+
+def _no_size(name: str, key: str, value: object, source: str) -> MissingError:
+    return MissingError(f"model {name}: its {source} says {key} = {value!r}", "fetch it again")
 
 
 def check_config(name: str, config: Any, source: str) -> Any:
@@ -49,7 +64,7 @@ def check_config(name: str, config: Any, source: str) -> Any:
         for key, most in MOST.items():
             value = getattr(part, key, None)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
-                raise MissingError(f"model {name}: its {source} says {key} = {value!r}", "fetch it again")
+                raise _no_size(name, key, value, source)
     heads, kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
     if heads % (kv_heads or heads) or (not getattr(text, "head_dim", None) and text.hidden_size % heads):
         raise MissingError(

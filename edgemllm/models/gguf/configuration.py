@@ -12,7 +12,7 @@ from typing import Any
 
 from edgemllm.errors import MissingError
 from edgemllm.models import shipped
-from edgemllm.models.configuration import check_config
+from edgemllm.models.configuration import check_config, refuse_oversized
 from edgemllm.models.gguf.header import ELSEWHERE, Header
 
 NAMES = {
@@ -39,6 +39,7 @@ def config_of(name: str, header: Header) -> Any:
     if missing is not None:
         raise MissingError(f"model {name} lacks {architecture}.{missing} in its metadata", "convert it again")
     common = {ours: header.own(key) for key, ours in NAMES.items()}
+    refuse_oversized(name, common, "metadata")
     heads = int(common["num_attention_heads"])
     table = header.tensors.get("token_embd.weight")
     if table is None:
