@@ -93,6 +93,12 @@ def test_closed_descriptors_are_no_error(command: str, closed: str, code: int, s
     assert "unexpected" not in done.stderr
 
 
+def test_a_module_that_is_run_names_the_command_to_type() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgemllm", "chta"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "try: edgemllm --help" in done.stderr
+
+
 @pytest.mark.parametrize("place", ["edgemllm.toml", "EDGEMLLM_DTYPE"])
 def test_an_option_that_nobody_typed_names_its_source(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -149,7 +149,7 @@ def main() -> None:
     """Run the command line: the entry point `edgemllm`."""
     _standard_streams()
     sys.stderr = log.tolerant(sys.stderr)
-    app()
+    app(prog_name="edgemllm")
 
 
 def _standard_streams() -> None:
