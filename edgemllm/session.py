@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.attention import forward
-from edgemllm.cache.bits import EVENED, UNQUANTISED, KVBits
+from edgemllm.cache.bits import UNQUANTISED, KVBits
 from edgemllm.cache.chunk import Chunk, Modality
 from edgemllm.cache.decode import Decoder
 from edgemllm.cache.focus import Focus, room
@@ -106,7 +106,7 @@ class Session:
     def _empty(self) -> KVCache:
         """Return an empty cache, with the queries of the focus in its layers."""
         cache = self.family.new_cache(self.policy, self.budget, self.chunk, self.bits)
-        if self.bits.keys == EVENED:
+        if "keys" in self.bits.coded:
             for layer, channels in zip(cache.with_slots, key_channels(self.family), strict=True):
                 layer.channels = channels
         if self.policy.takes_focus and self.focus:

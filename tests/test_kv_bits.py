@@ -90,6 +90,30 @@ def test_a_slot_is_what_came_or_what_its_code_stands_for(make, bits: str, monkey
             torch.testing.assert_close(layer.store.read(name, slice(-9, None)), rounded[:, :, -9:], rtol=0, atol=0)
 
 
+@fewer
+def test_wide_key_channels_cost_the_others_nothing(bits: str) -> None:
+    """A pair that rotates together, wide in keys and narrow in queries, as many models have some: the products are the same."""
+
+    def widened(times: float):
+        tiny = llama()
+        for layer in tiny.text.layers:
+            for part, factor in ((layer.self_attn.k_proj, times), (layer.self_attn.q_proj, 1 / times)):
+                heads = part.weight.view(-1, layer.self_attn.head_dim, part.in_features)
+                heads *= 20  # random weights look everywhere alike, whatever keys say
+                heads[:, [heads.shape[1] // 2 - 1, -1]] *= factor
+        return tiny
+
+    def error(times: float) -> float:
+        found = []
+        for each in ("16", bits):
+            stream = session(lambda: widened(times), each, "full", None)
+            feed(stream, 60)
+            found.append(stream.step(7))
+        return float((found[0] - found[1]).abs().max())
+
+    assert error(100) <= 2 * error(1) + 1e-4
+
+
 @pytest.mark.parametrize(
     ("make", "bits", "policy"),
     [

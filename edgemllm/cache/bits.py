@@ -59,7 +59,7 @@ UNQUANTISED = KVBits()
 class Channels:
     """What a layer's unrotated keys look like, channel by channel, each (1, H_kv, 1, D): a few are far from zero, or wide.
 
-    Taking out their means and widths before four bits are spent makes neighbouring channels alike.
+    Taking out their means and widths before bits are spent makes neighbouring channels alike.
     """
 
     mean: Tensor
@@ -83,10 +83,6 @@ class Channels:
         wide = keys.float()
         mean, width = wide.mean(2, keepdim=True), wide.std(2, keepdim=True).clamp_min(1e-6)
         return cls(mean.to(keys.dtype), width.to(keys.dtype))
-
-
-EVENED = 4
-"""Keys of this many bits need their channels evened; with 8 bits it makes no difference (docs/measurements/kv-bits.md)."""
 
 
 FIRST = 1

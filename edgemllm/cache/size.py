@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from edgemllm.cache.bits import EVENED, FIRST, UNQUANTISED, KVBits, newest_exact
+from edgemllm.cache.bits import FIRST, UNQUANTISED, KVBits, newest_exact
 from edgemllm.cache.columns import ITEM_BYTES, columns
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CacheSpec:
         managed = self.managed
         queries = [layer.heads * layer.head_dim * self.itemsize for layer in managed]
         noted = policy.query_window * sum(queries) + 4 * len(policy.layer_stats) * len(managed)
-        if self.bits.keys == EVENED:
+        if "keys" in self.bits.coded:
             noted += sum(2 * layer.kv_heads * layer.head_dim * self.itemsize for layer in self.layers if layer.kind != "shared")
         noted += sum(self._exact_bytes(layer, budget) for layer in managed)
         sliding = [

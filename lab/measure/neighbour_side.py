@@ -16,7 +16,7 @@ from edgemllm import policies
 from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.session import Session
-from lab.measure.sides import STOCK, Side
+from lab.measure.sides import STOCK, Side, perplexity
 
 
 class Contender(Protocol):
@@ -55,12 +55,7 @@ class Torch:
 
     def perplexity(self, text: str, tokens: int) -> float | None:
         ids = self.family.tokenize(text)[:tokens]
-        session, loss, last = Session(self.family, policies.build("full"), None, self.chunk), 0.0, 0
-        for hidden in session.passes(self.family.text(ids, 0)):
-            wanted = torch.tensor(ids[last + 1 : last + 1 + hidden.shape[1]])
-            scores = self.family.logits(hidden)[0, : len(wanted)].float().log_softmax(-1)
-            loss, last = loss - float(scores.gather(1, wanted[:, None]).sum()), last + hidden.shape[1]
-        return math.exp(loss / (len(ids) - 1))
+        return perplexity(Session(self.family, policies.build("full"), None, self.chunk), ids)
 
 
 class Llama:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -112,3 +113,13 @@ class Side:
         began = now(self.family.device)
         int(self.feed(ids).argmax(-1))
         return (now(self.family.device) - began) * 1e3
+
+
+def perplexity(session: Session, ids: list[int]) -> float:
+    """Return that of a session that reads tokens: how well it foretells each from those before it."""
+    loss, last = 0.0, 0
+    for hidden in session.passes(session.family.text(ids, 0)):
+        wanted = torch.tensor(ids[last + 1 : last + 1 + hidden.shape[1]])
+        scores = session.family.logits(hidden)[0, : len(wanted)].float().log_softmax(-1)
+        loss, last = loss - float(scores.gather(1, wanted[:, None]).sum()), last + hidden.shape[1]
+    return math.exp(loss / (len(ids) - 1))
