@@ -182,7 +182,10 @@ def inf_mllm(window: int, bias: float, recent: float, sinks: int, budget: int, s
 
 
 def edge(recent: int, span: int, ranks: bool) -> Choose:
-    """The largest attention ever, for pictures times one minus the largest cosine to a later key; in words the best nearby."""
+    """The largest attention ever, for pictures times one minus the largest cosine to a later key; in words the best nearby.
+
+    Of both kinds the same share stays.
+    """
 
     def choose(stream: Stream, heads: list[Head], size: int) -> list[list[int]]:
         each = []
@@ -201,10 +204,18 @@ def edge(recent: int, span: int, ranks: bool) -> Choose:
             [max(row[j] for j in around(i, span, len(row)) if words[j]) if words[i] else row[i] for i in range(len(row))]
             for row in each
         ]
+        if any(words) and not all(words):
+            passages = [[share_of_its_kind(i, row, words) for i in range(len(row))] for row in passages]
         mean = [sum(column) / len(column) for column in zip(*passages, strict=True)]
         return [best(mean, size, newest=recent)] * len(heads)
 
     return choose
+
+
+def share_of_its_kind(i: int, worth: list[float], words: list[bool]) -> float:
+    """How much of all words, or of all pictures, token i leaves behind, itself included; of equals, the earlier ones."""
+    kind = [j for j in range(len(worth)) if words[j] == words[i]]
+    return sum((worth[j], j) <= (worth[i], i) for j in kind) / len(kind)
 
 
 def around(i: int, span: int, length: int) -> range:

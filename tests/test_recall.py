@@ -183,6 +183,13 @@ def test_a_question_at_the_end_leaves_no_trace_and_one_on_the_way_stays(stream: 
     assert asked.cache.seen > seen + 10 * len(answers.right)
 
 
+def test_what_is_said_about_a_video_does_not_push_it_out() -> None:
+    asked = "--tokens 1200 --streams 1 --between static --chunk 32 --kv-budget 10% --protocol rounds --policy edge --json"
+    answers = json.loads(command(*asked.split()).stdout)["runs"][0]["old"]
+    assert answers["questions"] == 12
+    assert answers["share"] >= 0.8
+
+
 def test_every_policy_gets_the_same_frames(stream: Stream) -> None:
     answers = [at_the_end(launch("full", "600").open(), stream) for _ in range(2)]
     assert answers[0] == answers[1]

@@ -10,7 +10,8 @@ maximum, because a fact is looked at once and sharply, and remembered, because t
 its keys resemble each other whatever they say.
 
 What stays is chosen by the mean over all layers of a token's rank in each, as the looks of one layer say little, so that
-every layer keeps the same tokens. A word is worth as much as the best one near it, since half a fact is of no use. The
+every layer keeps the same tokens. A word is worth as much as the best one near it, since half a fact is of no use. Words and
+pictures are ranked among their kind, and both lose the same share: what is said about a video does not push it out. The
 newest tokens always stay; positions are renumbered. No probe prompt is needed.
 """
 
@@ -88,7 +89,7 @@ class Edge(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         if not self.shared_layers:
-            return self._in_passages(self._worth(layer), layer)
+            return self._among_their_kind(self._in_passages(self._worth(layer), layer), layer)
         assert layer.now is not None
         key = ("edge", layer.counts.seen, layer.length, layer.budget)
         return layer.now.shared(key, lambda: self._in_all(layer))
@@ -97,14 +98,28 @@ class Edge(CachePolicy):
         """Return the score (B, 1, L) of the tokens that all layers of one budget hold, when the first of them makes room."""
         ranks = torch.zeros(layer.positions.shape[1], 1, layer.length, device=layer.device)
         for peer in (each for each in layer.peers if each.budget == layer.budget):
-            ranks += self._worth(peer).mean(1, keepdim=True).argsort(dim=-1, stable=True).argsort()
-        return self._in_passages(ranks, layer)
+            ranks += _ranks(self._worth(peer).mean(1, keepdim=True))
+        return self._among_their_kind(self._in_passages(ranks, layer), layer)
 
     def _in_passages(self, worth: Tensor, layer: CacheLayer) -> Tensor:
         """Return `worth` (B, H_kv | 1, L), and for words the most that it is near them."""
         words = layer.modality[:, : worth.shape[1]] != Modality.VISION
         near = torch.nn.functional.max_pool1d(worth.where(words, -torch.inf), self.span, 1, self.span // 2)
         return near.where(words, worth)
+
+    def _among_their_kind(self, worth: Tensor, layer: CacheLayer) -> Tensor:
+        """Return `worth` (B, H_kv | 1, L); where there are words and pictures, the share of its kind that each token leaves behind.
+
+        A look at a word and one at a picture do not compare: questions and answers, which have no novelty to lose by, would
+        push out every picture.
+        """
+        words = layer.modality[:, : worth.shape[1]] != Modality.VISION
+        if words.all() or not words.any():
+            return worth
+        kinds = (words, ~words)
+        above = [_ranks(worth.where(kind, -torch.inf)) - (~kind).sum(-1, keepdim=True) for kind in kinds]
+        shares = [(each + 1) / kind.sum(-1, keepdim=True) for each, kind in zip(above, kinds, strict=True)]
+        return torch.where(words, *shares)
 
     def _worth(self, layer: CacheLayer) -> Tensor:
         """Return S (B, H_kv, L), of this layer alone."""
@@ -133,3 +148,8 @@ class Edge(CachePolicy):
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
         return self.sinks, max(round(self.recent * (layer.budget or layer.length)), self.newest)
+
+
+def _ranks(worth: Tensor) -> Tensor:
+    """Return how many tokens each one is worth more than, in the last dimension; of equals, the later ones."""
+    return worth.argsort(dim=-1, stable=True).argsort()
