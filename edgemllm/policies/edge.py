@@ -108,7 +108,7 @@ class Edge(CachePolicy):
         return near.where(words, worth)
 
     def _among_their_kind(self, worth: Tensor, layer: CacheLayer) -> Tensor:
-        """Return `worth` (B, H_kv | 1, L); where there are words and pictures, the share of its kind that each token leaves behind.
+        """Return `worth` (B, H_kv | 1, L); of words among pictures, the share of its kind that each token leaves behind.
 
         A look at a word and one at a picture do not compare: questions and answers, which have no novelty to lose by, would
         push out every picture.
