@@ -118,8 +118,8 @@ class Edge(CachePolicy):
             return worth
         kinds = (words, ~words)
         above = [_ranks(worth.where(kind, -torch.inf)) - (~kind).sum(-1, keepdim=True) for kind in kinds]
-        shares = [(each + 1) / kind.sum(-1, keepdim=True) for each, kind in zip(above, kinds, strict=True)]
-        return torch.where(words, *shares)
+        of_words, of_pictures = ((each + 1) / kind.sum(-1, keepdim=True) for each, kind in zip(above, kinds, strict=True))
+        return of_words.where(words, of_pictures)
 
     def _worth(self, layer: CacheLayer) -> Tensor:
         """Return S (B, H_kv, L), of this layer alone."""
