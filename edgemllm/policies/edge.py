@@ -89,7 +89,7 @@ class Edge(CachePolicy):
 
     def score(self, layer: CacheLayer) -> Tensor:
         if not self.shared_layers:
-            return self._among_their_kind(self._in_passages(self._worth(layer), layer), layer)
+            return self._compared(self._worth(layer), layer)
         assert layer.now is not None
         key = ("edge", layer.counts.seen, layer.length, layer.budget)
         return layer.now.shared(key, lambda: self._in_all(layer))
@@ -99,27 +99,20 @@ class Edge(CachePolicy):
         ranks = torch.zeros(layer.positions.shape[1], 1, layer.length, device=layer.device)
         for peer in (each for each in layer.peers if each.budget == layer.budget):
             ranks += _ranks(self._worth(peer).mean(1, keepdim=True))
-        return self._among_their_kind(self._in_passages(ranks, layer), layer)
+        return self._compared(ranks, layer)
 
-    def _in_passages(self, worth: Tensor, layer: CacheLayer) -> Tensor:
-        """Return `worth` (B, H_kv | 1, L), and for words the most that it is near them."""
-        words = layer.modality[:, : worth.shape[1]] != Modality.VISION
-        near = torch.nn.functional.max_pool1d(worth.where(words, -torch.inf), self.span, 1, self.span // 2)
-        return near.where(words, worth)
+    def _compared(self, worth: Tensor, layer: CacheLayer) -> Tensor:
+        """Return what tokens are chosen by, (B, H_kv | 1, L): a word's `worth` is that of the best word near it.
 
-    def _among_their_kind(self, worth: Tensor, layer: CacheLayer) -> Tensor:
-        """Return `worth` (B, H_kv | 1, L); of words among pictures, the share of its kind that each token leaves behind.
-
-        A look at a word and one at a picture do not compare: questions and answers, which have no novelty to lose by, would
-        push out every picture.
+        Where there are words and pictures, it is the share of its kind that a token leaves behind. A look at a word and one
+        at a picture do not compare: questions and answers, which have no novelty to lose by, would push out every picture.
         """
         words = layer.modality[:, : worth.shape[1]] != Modality.VISION
+        near = torch.nn.functional.max_pool1d(worth.where(words, -torch.inf), self.span, 1, self.span // 2)
+        worth = near.where(words, worth)
         if words.all() or not words.any():
             return worth
-        kinds = (words, ~words)
-        above = [_ranks(worth.where(kind, -torch.inf)) - (~kind).sum(-1, keepdim=True) for kind in kinds]
-        of_words, of_pictures = ((each + 1) / kind.sum(-1, keepdim=True) for each, kind in zip(above, kinds, strict=True))
-        return of_words.where(words, of_pictures)
+        return _shares(worth, words).where(words, _shares(worth, ~words))
 
     def _worth(self, layer: CacheLayer) -> Tensor:
         """Return S (B, H_kv, L), of this layer alone."""
@@ -151,5 +144,11 @@ class Edge(CachePolicy):
 
 
 def _ranks(worth: Tensor) -> Tensor:
-    """Return how many tokens each one is worth more than, in the last dimension; of equals, the later ones."""
+    """Return how many tokens each one is worth more than, in the last dimension; of equals, the later is worth more."""
     return worth.argsort(dim=-1, stable=True).argsort()
+
+
+def _shares(worth: Tensor, kind: Tensor) -> Tensor:
+    """Return for tokens of a `kind` (bool, as `worth`) which share of it each one leaves behind, itself included."""
+    others = (~kind).sum(-1, keepdim=True)
+    return (_ranks(worth.where(kind, -torch.inf)) + 1 - others) / kind.sum(-1, keepdim=True)
