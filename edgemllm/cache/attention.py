@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.coded_attention import coded
 from edgemllm.cache.constant_layers import SharedLayer, read
 from edgemllm.cache.forward_pass import Pass
-from edgemllm.cache.kernels import attend, visible_slots
+from edgemllm.cache.kernels import attend, visible_slots, weighted
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.rope import rotate_queries
@@ -44,33 +43,38 @@ def attention(
     """Attend from unrotated query (B, H, q, D) to the layer's keys and value (B, H_kv, L, D); returns (B, q, H, D)."""
     if kv_cache is None or attention_mask is not None:
         raise RuntimeError("transformers no longer passes `kv_cache` through, or passes a mask: see tests/test_seam.py")
-    layer = kv_cache.layers[module.layer_idx]
-    count = query.shape[2]
+    layer, own = kv_cache.layers[module.layer_idx], True
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(layer, SharedLayer):  # what stays in its source is decided by that layer's queries
-        layer, watched = layer.source, 0
-        rotation = layer.numbering.rotation(kv_cache.now, slice(layer.length - count, None))
+        layer, own = layer.source, False
+        rotation = layer.numbering.rotation(kv_cache.now, slice(layer.length - query.shape[2], None))
     else:
         assert isinstance(layer, ManagedLayer)
-        watched, rotation = min(count, layer.policy.observe_window), kv_cache.now.rotation
+        rotation = kv_cache.now.rotation
         if layer.policy.query_window:
             layer.remember_queries(query, scale)
-    query = rotate_queries(query, rotation)
-    mask = visible_slots(layer, kv_cache.now.chunk, *query.shape[1:3])
+    return attended(layer, rotate_queries(query, rotation), scale, own).transpose(1, 2).contiguous(), None
+
+
+def attended(layer: ManagedLayer, query: Tensor, scale: float, own: bool = True) -> Tensor:
+    """Attend from rotated query (B, H, q, D), which the policy sees if they are the layer's own; returns (B, H, q, D)."""
+    assert layer.now is not None
+    now, count = layer.now, query.shape[2]
+    watched = min(count, layer.policy.observe_window) if own else 0
+    mask = visible_slots(layer, now.chunk, *query.shape[1:3])
     if mask is None and (codes := coded(layer, query)):
         weights = codes.weights(query, scale)
         if watched:
-            _show(layer, kv_cache.now, weights, layer.length)
-        return codes.output(weights).to(query.dtype).transpose(1, 2).contiguous(), None
-    key, value = read(layer, kv_cache.now)
+            _show(layer, now, weights, layer.length)
+        return codes.output(weights).to(query.dtype)
+    key, value = read(layer, now)
     if watched == count and mask is None:  # made once, weights serve the output too
-        parts = [_weighted(weights, value) for weights in _watch(layer, kv_cache.now, query, key, scale, watched)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-    else:
-        out = attend(query, key, value, mask, scale)
-        for _ in _watch(layer, kv_cache.now, query, key, scale, watched):
-            pass
-    return out.transpose(1, 2).contiguous(), None
+        parts = [weighted(weights, value) for weights in _watch(layer, now, query, key, scale, watched)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    out = attend(query, key, value, mask, scale)
+    for _ in _watch(layer, now, query, key, scale, watched):
+        pass
+    return out
 
 
 def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
@@ -94,13 +98,6 @@ def _show(layer: ManagedLayer, now: Pass, weights: Tensor, length: int) -> None:
     layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
 
 
-def _weighted(weights: Tensor, value: Tensor) -> Tensor:
-    """Return the output (B, H, rows, D) of weights (B, H, rows, l) on the first l values, in one product per KV head."""
-    values = value[:, :, : weights.shape[-1]].flatten(0, 1)
-    grouped = weights.to(value.dtype).view(len(values), -1, weights.shape[-1])
-    return torch.bmm(grouped, values).view(*weights.shape[:3], -1)
-
-
 AttentionInterface.register(NAME, attention)
 
 
@@ -115,7 +112,7 @@ def run(text_model: Any, cache: KVCache) -> Tensor:
     chunk = cache.now.chunk
     alone = chunk.embeds.shape[:2] == (1, 1) and chunk.deepstack is None
     if alone and (line := straight(text_model)) is not None:
-        return line(cache, ALL_ATTENTION_FUNCTIONS[NAME])
+        return line(cache, attended)
     zeros = torch.zeros(chunk.embeds.shape[:2], dtype=torch.long, device=chunk.embeds.device)
     more: dict[str, Any] = {}
     if chunk.deepstack is not None:  # zero for text, so that it may be added everywhere

@@ -7,6 +7,7 @@ to cost least.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class KVBits:
         """Return what JSON says: 16, 8, 4, or k8v4."""
         return self.keys if self.keys == self.values else f"k{self.keys}v{self.values}"
 
-    @property
+    @functools.cached_property
     def coded(self) -> tuple[str, ...]:
         """Return which of `keys` and `values` are stored as codes."""
         return tuple(name for name in ("keys", "values") if self.of(name) != WHOLE)

@@ -70,3 +70,10 @@ def _attend_twice(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
     own, own_sum = CPU_FLASH(query, key[:, :, before:], value[:, :, before:], is_causal=True, scale=scale)
     out: Tensor = own.lerp_(past, (past_sum - own_sum).sigmoid_()[..., None].to(own.dtype))
     return out
+
+
+def weighted(weights: Tensor, value: Tensor) -> Tensor:
+    """Return the output (B, H, rows, D) of weights (B, H, rows, l) on the first l values, in one product per KV head."""
+    values = value[:, :, : weights.shape[-1]].flatten(0, 1)
+    grouped = weights.to(value.dtype).view(len(values), -1, weights.shape[-1])
+    return torch.bmm(grouped, values).view(*weights.shape[:3], -1)

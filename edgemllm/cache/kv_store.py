@@ -12,6 +12,7 @@ from edgemllm.cache.slots import Slots
 from edgemllm.lazy import Tensor
 
 NAMES = ("keys", "values")
+EVERY = slice(None)
 
 
 class KVStore:
@@ -30,9 +31,11 @@ class KVStore:
         self.written = 0
         """Slots whose codes are written, where that is late."""
 
-    def read(self, name: str, slots: slice = slice(None)) -> Tensor:
+    def read(self, name: str, slots: slice = EVERY) -> Tensor:
         """Return keys or values of some live slots, (B, H_kv, n, D): a view, or a copy of what fewer bits stand for."""
-        bits, stored = self.bits.of(name), self.slots.live(name)[:, :, slots]
+        bits, stored = self.bits.of(name), self.slots.live(name)
+        if slots is not EVERY:
+            stored = stored[:, :, slots]
         if bits == WHOLE:
             return stored
         rows = dequantise(stored, self.slots.live(scales_of(name))[:, :, slots], bits, self.slots.like.dtype)
@@ -126,7 +129,7 @@ class KVStore:
 
     def _write(self, name: str, start: int, rows: Tensor) -> None:
         for column, numbers in self._stored(name, rows).items():
-            self.slots.live(column).narrow(2, start, rows.shape[2]).copy_(numbers)
+            self.slots.tensors[column].narrow(2, start, rows.shape[2]).copy_(numbers)
 
     def _stored(self, name: str, rows: Tensor) -> dict[str, Tensor]:
         """Return the columns that hold rows of keys or values."""

@@ -17,7 +17,7 @@ from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kv_store import KVStore
 from edgemllm.cache.lookout import Lookout
 from edgemllm.cache.numbering import Numbering
-from edgemllm.cache.rope import Rope, inverse, rotate, rotate_queries
+from edgemllm.cache.rope import Rope, Rotation, inverse, rotate, rotate_queries
 from edgemllm.cache.scores import attention_weights, group_mean
 from edgemllm.cache.slots import Slots
 
@@ -81,15 +81,19 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Make room, append keys and values (B, H_kv, q, D), and return them."""
-        assert self.now is not None
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
-        count = keys.shape[2]
+        rotation = self.admit(keys.shape[2])
+        self.store.append(rotate(keys, rotation) if self.numbering.rotated else keys, values)
+        return keys, values  # attention reads the layer itself
+
+    def admit(self, count: int) -> Rotation:
+        """Make room for `count` tokens, and return the rotation of their positions; their keys and values are still to come."""
+        assert self.now is not None
         self.make_room(count)
         self.advance(count, self.now.tokens)
         self.now.rotation = self.numbering.append(self.now, count, intact=not self.counts.evicted)
-        self.store.append(rotate(keys, self.now.rotation) if self.numbering.rotated else keys, values)
-        return keys, values  # attention reads the layer itself
+        return self.now.rotation
 
     def advance(self, count: int, tokens: Mapping[str, Tensor]) -> None:
         """Count tokens in, and append what is known of them; nothing where a graph has written it."""

@@ -10,11 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
+
+from edgemllm.cache.rope import rotate, rotate_queries
 
 SHAPED = ("llama", "mistral", "qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_vl", "smollm3")
 """transformers' models whose layers do what `StraightLayer` does, and nothing else."""
 SOURCES = {f"transformers.models.{name}.modeling_{name}" for name in SHAPED}
+
+Run = Callable[[Tensor], Tensor]
+Attended = Callable[..., Tensor]
+"""`attention.attended`, which this file cannot import as it is imported by it."""
 
 _layers: WeakKeyDictionary[Any, StraightLayer | None] = WeakKeyDictionary()
 _models: WeakKeyDictionary[Any, Straight | None] = WeakKeyDictionary()
@@ -24,46 +31,70 @@ class Straight:
     """The layers of a language model, for one token."""
 
     def __init__(self, layers: Sequence[StraightLayer], text_model: Any) -> None:
-        self.layers, self.norm = layers, text_model.norm
+        self.layers, self.norm = layers, normed(text_model.norm)
         self.scale = getattr(text_model.rotary_emb, "attention_scaling", 1.0)
         """What YaRN multiplies queries and keys by where it rotates them."""
 
-    def __call__(self, cache: Any, attention: Callable[..., Any]) -> Tensor:
+    def __call__(self, cache: Any, attended: Attended) -> Tensor:
         """Run the pass that was started; returns hidden states (1, 1, E)."""
         x: Tensor = cache.now.chunk.embeds.view(1, -1)
         for layer, slots in zip(self.layers, cache.layers, strict=True):
-            x = x + layer.attend(x, cache, slots, attention, self.scale)
+            x = x + layer.attend(x, slots, attended, self.scale)
             x = x + layer.think(x)
-        return normed(self.norm, x)[None]
+        return self.norm(x)[None]
 
 
 class StraightLayer:
-    """One decoder layer. Its packed layers of the same input are joined, once."""
+    """One decoder layer, whose parts are looked up once. Packed layers of the same input are joined."""
 
     def __init__(self, layer: Any) -> None:
-        self.attn, self.mlp = layer.self_attn, layer.mlp
-        self.first, self.second = layer.input_layernorm, layer.post_attention_layernorm
+        self.attn, self.act_fn = layer.self_attn, layer.mlp.act_fn
+        self.first, self.second = normed(layer.input_layernorm), normed(layer.post_attention_layernorm)
         self.qkv = together(self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
-        self.gate_up = together(self.mlp.gate_proj, self.mlp.up_proj)
+        self.o = together(self.attn.o_proj)
+        self.gate_up = together(layer.mlp.gate_proj, layer.mlp.up_proj)
+        self.down = together(layer.mlp.down_proj)
+        self.width, self.scaling = self.attn.head_dim, self.attn.scaling
+        self.heads, self.kv_heads = (each.out_features // self.width for each in (self.attn.q_proj, self.attn.k_proj))
         self.norms_heads = hasattr(self.attn, "q_norm")
 
-    def attend(self, x: Tensor, cache: Any, slots: Any, attention: Callable[..., Any], scale: float) -> Tensor:
+    def attend(self, x: Tensor, slots: Any, attended: Attended, scale: float) -> Tensor:
         """Return what attention adds to x (1, E)."""
-        attn = self.attn
-        query, key, value = (rows.view(1, -1, 1, attn.head_dim) for rows in self.qkv(normed(self.first, x)))
+        heads = self.qkv(self.first(x)).view(1, -1, 1, self.width)
+        turning, value = heads.split((self.heads + self.kv_heads, self.kv_heads), 1)
         if self.norms_heads:
-            query, key = attn.q_norm(query), attn.k_norm(key)
+            query, key = turning.split((self.heads, self.kv_heads), 1)
+            turning = torch.cat((self.attn.q_norm(query), self.attn.k_norm(key)), 1)
         if scale != 1.0:
-            query, key = query * scale, key * scale
-        out, _ = attention(attn, query, *slots.update(key, value), None, scaling=attn.scaling, kv_cache=cache)
-        added: Tensor = attn.o_proj(out.view(1, -1))
-        return added
+            turning = turning * scale
+        query = taken_in(slots, turning, value, self.scaling)
+        return self.o(attended(slots, query, self.scaling).view(1, -1))
 
     def think(self, x: Tensor) -> Tensor:
         """Return what the gated product adds to x (1, E)."""
-        gate, up = self.gate_up(normed(self.second, x))
-        added: Tensor = self.mlp.down_proj(self.mlp.act_fn(gate) * up)
-        return added
+        gate, up = self.gate_up(self.second(x)).chunk(2, 1)
+        return self.down(self.act_fn(gate) * up)
+
+
+def taken_in(slots: Any, turning: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Put a token's key and value into a layer of the cache, and return its rotated queries (1, H, 1, D).
+
+    `turning` (1, H + H_kv, 1, D): its unrotated queries and keys, which are rotated together where they turn alike.
+    """
+    parts = (turning.shape[1] - value.shape[1], value.shape[1])
+    query: Tensor
+    query, key = turning.split(parts, 1)
+    if not slots.is_initialized:
+        slots.lazy_initialization(key, value)
+    rotation = slots.admit(1)
+    if slots.policy.query_window:
+        slots.remember_queries(query, scale)
+    if slots.numbering.rotated and rotation[0].shape[1] == 1:
+        query, key = rotate(turning, rotation).split(parts, 1)
+    else:
+        query, key = rotate_queries(query, rotation), rotate(key, rotation) if slots.numbering.rotated else key
+    slots.store.append(key, value)
+    return query
 
 
 def straight(text_model: Any) -> Straight | None:
@@ -83,19 +114,23 @@ def straight_layer(layer: Any) -> StraightLayer | None:
     return _layers[layer]
 
 
-def normed(norm: Any, x: Tensor) -> Tensor:
-    """Return the root-mean-square norm of x (1, E), rounded where transformers rounds."""
-    whole = x.float()
-    flat = whole.view(-1)
-    scale = (float(flat.dot(flat)) / len(flat) + norm.variance_epsilon) ** -0.5
-    out: Tensor = norm.weight * (whole * scale).to(x.dtype)
-    return out
+def normed(norm: Any) -> Run:
+    """Return the root-mean-square norm of a row x (1, E), rounded where transformers rounds."""
+    weight, size, epsilon = norm.weight, norm.weight.numel(), norm.variance_epsilon
+
+    def run(x: Tensor) -> Tensor:
+        whole = x.float()
+        flat = whole.view(-1)
+        scale = (float(flat.dot(flat)) / size + epsilon) ** -0.5
+        out: Tensor = weight * (whole * scale).to(x.dtype)
+        return out
+
+    return run
 
 
-def together(*layers: Any) -> Callable[[Tensor], Sequence[Tensor]]:
-    """Return layers of the same input as one product where they can be joined, as packed ones can (models/packed.py)."""
-    joined = layers[0].join(layers[1:]) if hasattr(layers[0], "join") else None
-    if joined is None:
-        return lambda x: [layer(x) for layer in layers]
-    sizes = [layer.out_features for layer in layers]
-    return lambda x: joined(x).split(sizes, -1)
+def together(*layers: Any) -> Run:
+    """Return layers of the same input as one, with their outputs side by side; packed ones are joined (models/packed.py)."""
+    if len(layers) > 1 and hasattr(layers[0], "join") and (joined := layers[0].join(layers[1:])) is not None:
+        layers = (joined,)
+    runs: list[Run] = [layer.row() if hasattr(layer, "row") else layer for layer in layers]
+    return runs[0] if len(runs) == 1 else lambda x: torch.cat([run(x) for run in runs], -1)

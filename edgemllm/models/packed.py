@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +64,15 @@ class PackedLinear(nn.Module):
         if x.dim() != 2:
             return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         rows = x.bfloat16().contiguous()
-        out = (self.product(rows) if rows.shape[0] <= self.few else self.unpacked_product(rows)).type_as(x)
+        few = rows.shape[0] <= self.few
+        return self._finished((self.product()(rows) if few else self.unpacked_product(rows)).type_as(x))
+
+    def row(self) -> Callable[[Tensor], Tensor]:
+        """Return what `forward` does to one row (1, K), with the weight looked up: a small model's token feels each lookup."""
+        product = self.product()
+        return lambda x: self._finished(product(x.bfloat16()).type_as(x))
+
+    def _finished(self, out: Tensor) -> Tensor:
         if self.padded:
             out = out[:, : self.out_features]
         return out if self.bias is None else out + self.bias
@@ -107,8 +115,8 @@ class PackedLinear(nn.Module):
         """Return rows of the packed weight and their scales, as views."""
         raise NotImplementedError
 
-    def product(self, rows: Tensor) -> Tensor:
-        """Multiply rows (m, K) by the packed weight."""
+    def product(self) -> Callable[[Tensor], Tensor]:
+        """Return what multiplies rows (m, K) by the packed weight."""
         raise NotImplementedError
 
     def columns(self, span: slice) -> Tensor:
@@ -132,11 +140,11 @@ class Int8Linear(PackedLinear):
     def rows(self, span: slice) -> tuple[Tensor, Tensor]:
         return self.weight[span], self.scales[span]
 
-    def product(self, rows: Tensor) -> Tensor:
+    def product(self) -> Callable[[Tensor], Tensor]:
+        weight, scales = self.weight, self.scales
         if self.in_features % 16:  # torch's operator crashes there
-            return self.unpacked_product(rows)
-        found: Tensor = ops._weight_int8pack_mm(rows, self.weight, self.scales)
-        return found
+            return self.unpacked_product
+        return lambda rows: ops._weight_int8pack_mm.default(rows, weight, scales)
 
     def columns(self, span: slice) -> Tensor:
         return (self.weight[span].to(OUT) * self.scales[span, None]).T
@@ -160,10 +168,10 @@ class Int4Linear(PackedLinear):
     def rows(self, span: slice) -> tuple[Tensor, Tensor]:
         return self.weight[span], self.scales[:, span]
 
-    def product(self, rows: Tensor) -> Tensor:
+    def product(self) -> Callable[[Tensor], Tensor]:
         # torch takes scales for contiguous without looking, and those of a layer that was joined are not.
-        found: Tensor = ops._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scales.contiguous())
-        return found
+        weight, scales = self.weight, self.scales.contiguous()
+        return lambda rows: ops._weight_int4pack_mm_for_cpu.default(rows, weight, GROUP, scales)
 
     def columns(self, span: slice) -> Tensor:
         block, apart = _layout()

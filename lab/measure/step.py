@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from edgemllm.cache import attention
-from edgemllm.cache.straight import normed, straight
+from edgemllm.cache.straight import straight, taken_in
 from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.units import parse_count
@@ -31,7 +31,7 @@ from lab.measure.sides import Side
 
 Run = Callable[[], object]
 WAYS: Mapping[str, Callable[[Any], Any]] = {"transformers' calls": lambda text_model: None, "the short way": straight}
-HEAD = "head, per token"
+HEAD, ATTENTION = "head, per token", "cache write, attention"
 
 
 def filled(family: ModelFamily, options: Any) -> Side:
@@ -55,26 +55,21 @@ def runs(side: Side) -> dict[str, Run]:
     assert line is not None, "not a model of Llama's shape"
     layers, new = line.layers, functools.partial(torch.randn, dtype=family.dtype)
     x, wide = new(1, family.config.hidden_size), new(1, family.config.intermediate_size)
-    query, one = new(1, spec.heads, 1, spec.head_dim), new(1, spec.kv_heads, 1, spec.head_dim)
-
-    def write() -> None:
-        for layer in cache.layers:
-            layer.update(one, one)
-            layer.slots.length -= 1
+    out, turning, value = (new(1, heads, 1, spec.head_dim) for heads in (spec.heads, spec.heads + spec.kv_heads, spec.kv_heads))
 
     def attend() -> None:
-        for each in layers:
-            attention.attention(each.attn, query, one, one, None, each.attn.scaling, kv_cache=cache)
+        for layer in cache.layers:
+            attention.attended(layer, taken_in(layer, turning, value, 1.0), 1.0)
+            layer.slots.length -= 1
 
     return {
-        "norms": lambda: [(normed(each.first, x), normed(each.second, x)) for each in layers],
+        "norms": lambda: [(each.first(x), each.second(x)) for each in layers],
         "q, k, v": lambda: [each.qkv(x) for each in layers],
-        "cache write": write,
-        "attention": attend,
-        "o": lambda: [each.attn.o_proj(query.view(1, -1)) for each in layers],
+        ATTENTION: attend,
+        "o": lambda: [each.o(out.view(1, -1)) for each in layers],
         "gate, up": lambda: [each.gate_up(x) for each in layers],
-        "activation": lambda: [each.mlp.act_fn(wide) * wide for each in layers],
-        "down": lambda: [each.mlp.down_proj(wide) for each in layers],
+        "activation": lambda: [each.act_fn(wide) * wide for each in layers],
+        "down": lambda: [each.down(wide) for each in layers],
         HEAD: lambda: family.logits(x[None]).argmax(-1),
     }
 
@@ -82,7 +77,7 @@ def runs(side: Side) -> dict[str, Run]:
 def reads(side: Side) -> dict[str, Run]:
     """Return, for the parts that read much, the sum of what they read."""
     joint = {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), "q, k, v"), **dict.fromkeys(("gate_proj", "up_proj"), "gate, up")}
-    kept: dict[str, list[Tensor]] = {"attention": [each for layer in side.cache.layers for each in (layer.keys, layer.values)]}
+    kept: dict[str, list[Tensor]] = {ATTENTION: [each for layer in side.cache.layers for each in (layer.keys, layer.values)]}
     for name, parameter in side.family.text_model.layers.named_parameters():
         part = name.split(".")[-2]
         kept.setdefault(joint.get(part, part.removesuffix("_proj")), []).append(parameter.data)
