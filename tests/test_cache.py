@@ -113,26 +113,14 @@ def masked_reference(tiny, chunk, size: int, policy, budget: int) -> tuple[torch
     """
     from transformers import AttentionInterface
 
-    from edgemllm.cache import attention as ours
-
     tiny.use(NAME)
     cache = tiny.new_cache(policy, budget)
+    layers = {number: getattr(layer, "source", layer) for number, layer in enumerate(cache.layers)}
+    read = {number: layer for number, layer in layers.items() if layer in cache.with_slots}
     got, visible = [], []
-    spy_now: list[dict[int, torch.Tensor]] = []
-
-    def spy(module, query, key, value, mask, **kwargs):
-        layer = kwargs["kv_cache"].layers[module.layer_idx]
-        spy_now[-1][module.layer_idx] = getattr(layer, "source", layer).positions[0, 0].clone()
-        return ours.attention(module, query, key, value, mask, **kwargs)
-
-    AttentionInterface.register(NAME, spy)
-    try:
-        for part in chunk.split(size):
-            spy_now.append({})
-            got.append(forward(tiny.text, cache, part))
-            visible.append(spy_now[-1])
-    finally:
-        AttentionInterface.register(NAME, ours.attention)
+    for part in chunk.split(size):
+        got.append(forward(tiny.text, cache, part))
+        visible.append({number: layer.positions[0, 0].clone() for number, layer in read.items()})  # room is made beforehand
     total = len(chunk)
     kv_heads = cache.managed[0].keys.shape[1]
     windows = [shape.window or total for shape in tiny.family.spec.layers]
