@@ -27,10 +27,11 @@ from edgemllm.media.images import read_image
 from edgemllm.media.subtitles import Subtitles
 from edgemllm.media.text import Text, empty
 from edgemllm.meter import Meter
+from edgemllm.models.channels import channels
 from edgemllm.models.chat import TEXT, ChatFormat, Detokenizer, Sampling, choose
 from edgemllm.models.document import Document, numbered
 from edgemllm.models.families.base import Clip, ModelFamily
-from edgemllm.models.finders import finders, key_channels, listen
+from edgemllm.models.finders import finders, listen
 from edgemllm.models.tokens import Token, pieces, tokenize
 from edgemllm.models.weights import not_finite
 from edgemllm.planning import chunk_size
@@ -106,9 +107,9 @@ class Session:
     def _empty(self) -> KVCache:
         """Return an empty cache, with the queries of the focus in its layers."""
         cache = self.family.new_cache(self.policy, self.budget, self.chunk, self.bits)
-        if "keys" in self.bits.coded:
-            for layer, channels in zip(cache.with_slots, key_channels(self.family), strict=True):
-                layer.channels = channels
+        if self.bits.coded:
+            for layer, known in zip(cache.with_slots, channels(self.family), strict=True):
+                layer.channels = {name: known[name] for name in self.bits.coded}
         if self.policy.takes_focus and self.focus:
             lookers = finders(self.family)
             focus = Focus([cache.managed[place] for place in lookers])

@@ -31,7 +31,7 @@ from edgemllm.models.weights import fingerprint
 from edgemllm.session import Session
 from edgemllm.version import __version__
 
-FORMAT = "edgemllm-session/7"
+FORMAT = "edgemllm-session/8"
 OPTIONS = {"kv_bits": "kv-bits", "architecture": "model", "weights": "model", "settings": "set"}
 """Where the option that sets a part of the identity has another name."""
 MAY_CHANGE = ("kv_budget", "vision_dtype")

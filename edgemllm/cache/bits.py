@@ -58,32 +58,32 @@ UNQUANTISED = KVBits()
 
 @dataclass(frozen=True)
 class Channels:
-    """What a layer's unrotated keys look like, channel by channel, each (1, H_kv, 1, D): a few are far from zero, or wide.
+    """What a layer's unrotated keys look like, or its values: channel by channel, each (1, H_kv, 1, D).
 
-    Taking out their means and widths before bits are spent makes neighbouring channels alike.
+    Some are far from zero, or wide: taking out means and widths before bits are spent makes neighbouring channels alike.
     """
 
     mean: Tensor
     width: Tensor
 
-    def evened(self, keys: Tensor) -> Tensor:
-        """Return keys (B, H_kv, n, D) as they are quantised."""
-        return (keys - self.mean) / self.width
+    def evened(self, rows: Tensor) -> Tensor:
+        """Return rows (B, H_kv, n, D) as they are quantised."""
+        return (rows - self.mean) / self.width
 
-    def restored(self, keys: Tensor) -> Tensor:
+    def restored(self, rows: Tensor) -> Tensor:
         """Undo `evened`, in place."""
-        return keys.mul_(self.width).add_(self.mean)
+        return rows.mul_(self.width).add_(self.mean)
 
     @property
     def nbytes(self) -> int:
         return self.mean.nbytes + self.width.nbytes
 
     @classmethod
-    def of(cls, keys: Tensor) -> Channels:
-        """Return the channels of unrotated keys (B, H_kv, n, D)."""
-        wide = keys.float()
+    def of(cls, rows: Tensor) -> Channels:
+        """Return the channels of unrotated keys, or values, (B, H_kv, n, D)."""
+        wide = rows.float()
         mean, width = wide.mean(2, keepdim=True), wide.std(2, keepdim=True).clamp_min(1e-6)
-        return cls(mean.to(keys.dtype), width.to(keys.dtype))
+        return cls(mean.to(rows.dtype), width.to(rows.dtype))
 
 
 FIRST = 1

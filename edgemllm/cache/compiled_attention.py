@@ -82,7 +82,7 @@ class CompiledAttention(KernelAttention):
 
     def _channels(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the widths and means, (H_kv, D), that keys were evened by."""
-        channels, shape = self.layer.channels, (len(rows), rows.shape[-1])
+        channels, shape = self.layer.channels.get("keys"), (len(rows), rows.shape[-1])
         if channels is None:
             return rows.new_ones(shape), rows.new_zeros(shape)
         return channels.width.float().view(shape), channels.mean.float().view(shape)

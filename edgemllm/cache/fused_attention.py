@@ -62,7 +62,7 @@ class FusedAttention(KernelAttention):
         return found
 
     def _scores(self, rows: Tensor, angles: Rotation, out: Tensor) -> None:
-        channels = self.layer.channels
+        channels = self.layer.channels.get("keys")
         even = (channels.width, channels.mean) if channels else (None, None)
         kernels().scores(*self._columns("keys"), *even, *angles, rows, out, self.first, self.since)
 

@@ -49,8 +49,16 @@ class KernelAttention(ABC):
         """Return what attends by the weights (B, H, 1, L): (B, H, 1, D) float32."""
         grouped = weights.view(len(weights) * self.layer.kv_heads, -1, self.length)
         rows = self.exact.rows("values", self.length).flatten(0, 1).float()
-        out = self._weighted(grouped).baddbmm_(grouped.index_select(2, self.index), rows)
+        out = self._restored(self._weighted(grouped), grouped).baddbmm_(grouped.index_select(2, self.index), rows)
         return out.view(*weights.shape[:3], -1)
+
+    def _restored(self, added: Tensor, weights: Tensor) -> Tensor:
+        """Undo what values were evened by, once they are added up (B * H_kv, g, D): channels are the same in all slots."""
+        if "values" not in self.layer.channels:
+            return added
+        known, whole = self.layer.channels["values"], weights[..., self.first : self.since].sum(-1, keepdim=True)
+        mean, width = (part.float().expand(len(added) // self.layer.kv_heads, -1, -1, -1) for part in (known.mean, known.width))
+        return added.mul_(width.flatten(0, 1)).addcmul_(whole, mean.flatten(0, 1))
 
     @abstractmethod
     def _scores(self, rows: Tensor, angles: Rotation, out: Tensor) -> None:

@@ -19,7 +19,7 @@ class KVStore:
     """Reads and writes the columns `keys` and `values` of slots."""
 
     def __init__(
-        self, slots: Slots, bits: KVBits, channels: Channels | None, widths: tuple[int, int], newest: int, like: Tensor
+        self, slots: Slots, bits: KVBits, channels: Mapping[str, Channels], widths: tuple[int, int], newest: int, like: Tensor
     ) -> None:
         """Allocate exact rows for `newest` slots of `widths` (keys, values), of the type of `like` (B, H_kv, ...)."""
         self.slots, self.bits, self.channels = slots, bits, channels
@@ -39,8 +39,8 @@ class KVStore:
         if bits == WHOLE:
             return stored
         rows = dequantise(stored, self.slots.live(scales_of(name))[:, :, slots], bits, self.slots.like.dtype)
-        if name == "keys" and self.channels:
-            self.channels.restored(rows)
+        if name in self.channels:
+            self.channels[name].restored(rows)
         assert self.exact is not None
         self.exact.lay_over(name, rows, slots.indices(self.slots.length)[0], self.slots.length)
         return rows
@@ -136,7 +136,7 @@ class KVStore:
         bits = self.bits.of(name)
         if bits == WHOLE:
             return {name: rows}
-        even = self.channels.evened(rows) if name == "keys" and self.channels else rows
+        even = self.channels[name].evened(rows) if name in self.channels else rows
         return dict(zip((name, scales_of(name)), quantise(even, bits), strict=True))
 
 

@@ -14,7 +14,7 @@ from edgemllm.cache.bits import UNQUANTISED, WHOLE, Channels, KVBits, newest_exa
 from edgemllm.cache.columns import columns
 from edgemllm.cache.counts import Counts
 from edgemllm.cache.forward_pass import Pass
-from edgemllm.cache.kv_store import KVStore
+from edgemllm.cache.kv_store import NAMES, KVStore
 from edgemllm.cache.lookout import Lookout
 from edgemllm.cache.numbering import Numbering
 from edgemllm.cache.rope import Rope, Rotation, inverse, rotate, rotate_queries
@@ -55,8 +55,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """What the policy notes about the whole layer."""
         self.queries: Tensor | None = None
         self.focus: Lookout | None = None
-        self.channels: Channels | None = None
-        """Of its unrotated keys, where these are quantised to few bits."""
+        self.channels: Mapping[str, Channels] = {}
+        """Of its unrotated `keys` and its `values`, where these are quantised."""
         self.shared, self.scaling = False, 1.0  # `shared`: later layers read it too
         self.slots: Slots
         self.store: KVStore
@@ -221,7 +221,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         """Return the bytes of every live tensor of this layer."""
         if not self.is_initialized:
             return 0
-        noted = sum(each.nbytes for each in (self.queries, self.channels) if each is not None)
+        noted = sum(each.nbytes for each in (self.queries, *self.channels.values()) if each is not None)
         return self.store.nbytes + noted + sum(number.nbytes for number in self.stats.values())
 
     def make_room(self, count: int) -> None:
@@ -249,8 +249,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         tensors |= {f"stats.{name}": number for name, number in self.stats.items()}
         if self.queries is not None:
             tensors["queries"] = self.queries
-        if self.channels is not None:
-            tensors |= {"channels.mean": self.channels.mean, "channels.width": self.channels.width}
+        for name, each in self.channels.items():
+            tensors |= {f"channels.{name}.mean": each.mean, f"channels.{name}.width": each.width}
         # The same capacity again, so that an unbounded layer grows at the same lengths.
         more |= {"widths": self.widths, "dtype": str(self.dtype).removeprefix("torch."), "capacity": self.slots.capacity}
         return tensors, {**values, **more}
@@ -260,10 +260,10 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         self.reset()
         self.counts, self.scaling = Counts(**values["counts"]), values["scaling"]
         self.queries = tensors.get("queries")
-        if "channels.mean" in tensors:
-            self.channels = Channels(tensors["channels.mean"], tensors["channels.width"])
-            if self.is_initialized:
-                self.store.channels = self.channels
+        evened = [name for name in NAMES if f"channels.{name}.mean" in tensors]
+        self.channels = {name: Channels(*(tensors[f"channels.{name}.{part}"] for part in ("mean", "width"))) for name in evened}
+        if self.is_initialized:
+            self.store.channels = self.channels
         if "keys" not in tensors:
             return
         length = tensors["keys"].shape[2]

@@ -79,8 +79,8 @@ class CacheSpec:
         managed = self.managed
         queries = [layer.heads * layer.head_dim * self.itemsize for layer in managed]
         noted = policy.query_window * sum(queries) + 4 * len(policy.layer_stats) * len(managed)
-        if "keys" in self.bits.coded:
-            noted += sum(2 * layer.kv_heads * layer.head_dim * self.itemsize for layer in self.layers if layer.kind != "shared")
+        channels = sum(2 * layer.kv_heads * layer.head_dim * self.itemsize for layer in self.layers if layer.kind != "shared")
+        noted += len(self.bits.coded) * channels
         noted += sum(self._exact_bytes(layer, budget) for layer in managed)
         sliding = [
             (layer, layer.window - 1 + chunk)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from edgemllm.cache.attention import forward
-from edgemllm.cache.bits import Channels
 from edgemllm.cache.focus import LOOKERS, SINKS, SPAN, Listener, attention, latest_queries, neighbourhood
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.models.families.base import ModelFamily
@@ -41,7 +40,6 @@ FACTS = (
     ("A fox stole the neighbour's hens during the storm.", "Which animal took the hens?"),
 )
 
-_channels: WeakKeyDictionary[ModelFamily, tuple[Channels, ...]] = WeakKeyDictionary()
 _known: WeakKeyDictionary[ModelFamily, tuple[int, ...]] = WeakKeyDictionary()
 
 
@@ -61,15 +59,6 @@ def finders(family: ModelFamily) -> tuple[int, ...]:
         leads = torch.stack(_leads(family)).clamp_min(1e-9).log().mean(0)
         _known[family] = tuple(sorted(leads.topk(min(LOOKERS, len(leads))).indices.tolist()))
     return _known[family]
-
-
-@torch.inference_mode()
-def key_channels(family: ModelFamily) -> tuple[Channels, ...]:
-    """Return what the keys of every layer with slots look like, by the same sentences."""
-    if family not in _channels:
-        read = listen(family, "".join(f" {sentence} {question}" for sentence, question in FACTS))
-        _channels[family] = tuple(Channels.of(layer.unrotated_keys()) for layer in read.with_slots)
-    return _channels[family]
 
 
 def _leads(family: ModelFamily) -> list[Tensor]:

@@ -18,8 +18,8 @@ import torch
 from edgemllm import policies, session
 from edgemllm.cache.bits import Channels, KVBits
 from edgemllm.models import loading
+from edgemllm.models.channels import channels
 from edgemllm.models.families.base import ModelFamily
-from edgemllm.models.finders import key_channels
 from edgemllm.session import Session
 from lab.measure import pages
 from lab.measure.sides import perplexity
@@ -37,10 +37,10 @@ def widen(family: ModelFamily, times: float) -> None:
         attn.q_proj.weight.view(-1, width, family.config.hidden_size)[:, pair] /= times
 
 
-def plain(family: ModelFamily) -> list[Channels]:
-    """Return channels of mean 0 and width 1 for every layer."""
+def plain(family: ModelFamily) -> list[dict[str, Channels]]:
+    """Return channels of mean 0 and width 1 for the keys of every layer, and those of values as they are."""
     shape = (1, family.config.num_key_value_heads, 1, family.config.head_dim)
-    return [Channels(torch.zeros(shape), torch.ones(shape)) for _ in family.text_model.layers]
+    return [{**known, "keys": Channels(torch.zeros(shape), torch.ones(shape))} for known in channels(family)]
 
 
 @torch.inference_mode()
@@ -65,8 +65,8 @@ def main() -> None:
         whole = scored("16")
         for bits in BITS:
             found = []
-            for channels in (key_channels, plain):
-                vars(session)["key_channels"] = channels
+            for way in (channels, plain):
+                vars(session)["channels"] = way
                 found.append(scored(bits))
             rows.append((f"{times:g}", bits, *(f"{each:.2f} ({each / whole - 1:+.1%})" for each in found)))
         print(f"{times:g} times as wide, all bits: {whole:.2f}")
