@@ -56,9 +56,10 @@ class KernelAttention(ABC):
         """Undo what values were evened by, once they are added up (B * H_kv, g, D): channels are the same in all slots."""
         if "values" not in self.layer.channels:
             return added
-        known, whole = self.layer.channels["values"], weights[..., self.first : self.since].sum(-1, keepdim=True)
-        mean, width = (part.float().expand(len(added) // self.layer.kv_heads, -1, -1, -1) for part in (known.mean, known.width))
-        return added.mul_(width.flatten(0, 1)).addcmul_(whole, mean.flatten(0, 1))
+        known, heads = self.layer.channels["values"], (-1, self.layer.kv_heads)
+        whole = weights[..., self.first : self.since].sum(-1, keepdim=True).unflatten(0, heads)
+        added.unflatten(0, heads).mul_(known.width.float()).addcmul_(whole, known.mean.float())
+        return added
 
     @abstractmethod
     def _scores(self, rows: Tensor, angles: Rotation, out: Tensor) -> None:

@@ -23,7 +23,7 @@ class Slots:
         """Allocate for tokens like the keys `like` (B, H_kv, q, D); memory is touched when it is written to."""
         self.length, self.device = 0, like.device
         self.like = like.new_empty(0)
-        """Of the type in which keys and values are computed with."""
+        """Of the type in which keys and values are computed."""
         self.tensors = {
             column.name: torch.zeros(
                 *like.shape[:2], capacity, *column.shape,

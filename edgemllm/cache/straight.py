@@ -61,13 +61,13 @@ class StraightLayer:
     def attend(self, x: Tensor, slots: Any, attended: Attended, scale: float) -> Tensor:
         """Return what attention adds to x (1, E)."""
         heads = self.qkv(self.first(x)).view(1, -1, 1, self.width)
-        turning, value = heads.split((self.heads + self.kv_heads, self.kv_heads), 1)
+        query_key, value = heads.split((self.heads + self.kv_heads, self.kv_heads), 1)
         if self.norms_heads:
-            query, key = turning.split((self.heads, self.kv_heads), 1)
-            turning = torch.cat((self.attn.q_norm(query), self.attn.k_norm(key)), 1)
+            query, key = query_key.split((self.heads, self.kv_heads), 1)
+            query_key = torch.cat((self.attn.q_norm(query), self.attn.k_norm(key)), 1)
         if scale != 1.0:
-            turning = turning * scale
-        query = taken_in(slots, turning, value, self.scaling)
+            query_key = query_key * scale
+        query = admitted(slots, query_key, value, self.scaling)
         return self.o(attended(slots, query, self.scaling).view(1, -1))
 
     def think(self, x: Tensor) -> Tensor:
@@ -76,21 +76,21 @@ class StraightLayer:
         return self.down(self.act_fn(gate) * up)
 
 
-def taken_in(slots: Any, turning: Tensor, value: Tensor, scale: float) -> Tensor:
+def admitted(slots: Any, query_key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Put a token's key and value into a layer of the cache, and return its rotated queries (1, H, 1, D).
 
-    `turning` (1, H + H_kv, 1, D): its unrotated queries and keys, which are rotated together where they turn alike.
+    `query_key` (1, H + H_kv, 1, D): its unrotated queries and keys, which are rotated together where they turn alike.
     """
-    parts = (turning.shape[1] - value.shape[1], value.shape[1])
+    parts = (query_key.shape[1] - value.shape[1], value.shape[1])
     query: Tensor
-    query, key = turning.split(parts, 1)
+    query, key = query_key.split(parts, 1)
     if not slots.is_initialized:
         slots.lazy_initialization(key, value)
     rotation = slots.admit(1)
     if slots.policy.query_window:
         slots.remember_queries(query, scale)
     if slots.numbering.rotated and rotation[0].shape[1] == 1:
-        query, key = rotate(turning, rotation).split(parts, 1)
+        query, key = rotate(query_key, rotation).split(parts, 1)
     else:
         query, key = rotate_queries(query, rotation), rotate(key, rotation) if slots.numbering.rotated else key
     slots.store.append(key, value)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from edgemllm.cache import attention
-from edgemllm.cache.straight import straight, taken_in
+from edgemllm.cache.straight import admitted, straight
 from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
 from edgemllm.units import parse_count
@@ -55,11 +55,13 @@ def runs(side: Side) -> dict[str, Run]:
     assert line is not None, "not a model of Llama's shape"
     layers, new = line.layers, functools.partial(torch.randn, dtype=family.dtype)
     x, wide = new(1, family.config.hidden_size), new(1, family.config.intermediate_size)
-    out, turning, value = (new(1, heads, 1, spec.head_dim) for heads in (spec.heads, spec.heads + spec.kv_heads, spec.kv_heads))
+    out, query_key, value = (
+        new(1, heads, 1, spec.head_dim) for heads in (spec.heads, spec.heads + spec.kv_heads, spec.kv_heads)
+    )
 
     def attend() -> None:
         for layer in cache.layers:
-            attention.attended(layer, taken_in(layer, turning, value, 1.0), 1.0)
+            attention.attended(layer, admitted(layer, query_key, value, 1.0), 1.0)
             layer.slots.length -= 1
 
     return {
