@@ -38,6 +38,7 @@ MAY_CHANGE = ("kv_budget", "vision_dtype")
 """What may be otherwise than in the file: the slots, and how the processor that continues computes frames."""
 
 
+@torch.inference_mode()
 def save(session: Session, path: Path, run: Mapping[str, Any] | None = None) -> int:
     """Write the session and the state of its `run`; returns the file's bytes. A failure leaves an earlier file as it was.
 

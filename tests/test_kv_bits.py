@@ -210,6 +210,16 @@ def test_other_words_are_refused_with_what_to_type(text: str) -> None:
     assert "k8v4" in str(found.value.hint)
 
 
+def test_a_stream_of_fewer_bits_is_saved_after_an_answer_and_continued(tmp_path: Path) -> None:
+    """In processes of their own: what a command does between two steps is not done in inference mode."""
+    watch = ("stream", "edgemllm/assets/demo/lecture.mp4", "--kv-bits", "4", "--policy", "edge", "--kv-budget", "96", "--json")
+    ask, saved = ("--at", "end", "What number was with the red square?"), str(tmp_path / "saved.edge")
+    whole = json.loads(run(*watch, "--end", "40", *ask, "--save", saved).stdout)
+    again = json.loads(run(*watch, *ask, "--resume", saved).stdout)
+    assert [found["turns"][-1]["answer"] for found in (whole, again)] == ["5", "5"]
+    assert again["kv"]["bits"] == 4
+
+
 def test_the_demo_answers_with_fewer_bits_and_the_plan_counts_them() -> None:
     lecture = "edgemllm/assets/demo/lecture.mp4"
     asked = run("chat", "--video", lecture, "--kv-bits", "8", "--json", "What number was with the red square?")
