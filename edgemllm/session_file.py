@@ -165,7 +165,8 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             if header.get("format") != FORMAT:
                 raise MissingError(
                     f"{path} is no session that edgemllm {__version__} can read: it says {header.get('format', 'no format')}, "
-                    f"this version writes {FORMAT}"
+                    f"this version writes {FORMAT}",
+                    "start anew without it, or continue it with the version that saved it",
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
