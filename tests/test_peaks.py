@@ -23,7 +23,7 @@ from edgemllm.models.spec import ModelSpec
 from edgemllm.planning.peaks import activation_bytes, vision_bytes
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "models"
-LAYERS = 3
+LAYERS = 2
 
 
 class Peak(TorchDispatchMode):
@@ -54,7 +54,8 @@ def shallow(name: str) -> Any:
     for key in ("deepstack_visual_indexes", "fullatt_block_indexes"):
         if key in vision:
             vision[key] = list(range(LAYERS))
-    text |= {"num_hidden_layers": 1, "vocab_size": 200, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    text |= {"num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 200}
+    text |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if "layer_types" in text:
         text["layer_types"] = text["layer_types"][:1]
     return AutoConfig.for_model(**{key: value for key, value in content.items() if key not in ("_name_or_path", "parameters")})
@@ -108,8 +109,8 @@ def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_
     """With a full cache, compaction included."""
     tiny, policy = grouped(heads, kv_heads).use(NAME), policies.build(name)
     tiny.model.to(dtype)
-    for chunk in (16, 128, 512):
-        budget = 1024
+    for chunk in (16, 256):
+        budget = 512
         cache = tiny.new_cache(policy, [budget if policy.bounded else None] * 2, chunk)
         *before, last = tiny.text_chunk(random_ids(budget + 2 * chunk)).split(chunk)
         for part in before:
