@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from command import run
 from tape import taped  # noqa: F401
 from test_bench import agree
-from tiny import MODELS, llama, qwen2_5_vl, random_ids
+from tiny import MODELS, Tiny, llama, qwen2_5_vl, random_ids
 
 from edgemllm import policies, session_file
 from edgemllm.cache import block_attention, compiled_attention
@@ -32,11 +33,18 @@ BOUNDED = [name for name in policies.names() if policies.build(name).bounded]
 SMALL = {"inf-mllm": ["window=8"], "snapkv": ["window=8"], "pyramidkv": ["window=8"], "edge": ["recent=0.5"]}
 
 
+@functools.cache
+def placed(make, device: str, dtype: torch.dtype) -> Tiny:
+    """A model made once: what its channels look like is found out once too."""
+    tiny = make().use(NAME)
+    tiny.model.to(device, dtype)
+    return tiny
+
+
 def session(
     make, bits: str, policy: str = "inf-mllm", budget: int | None = 48, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Session:
-    tiny = make().use(NAME)
-    tiny.model.to(device, dtype)
+    tiny = placed(make, device, dtype)
     chunk = max(16, tiny.family.sizes(tiny.model.config).indivisible)
     chosen = policies.build(policy, SMALL.get(policy, []))
     return Session(tiny.family, chosen, budget, chunk, bits=KVBits.parse(bits))
