@@ -78,6 +78,26 @@ def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inp
     torch.testing.assert_close(small(x.mT.contiguous().mT), small(x))  # the same numbers in another order in memory
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(97, 64), (64, 72), (192, 640)])
+def test_one_row_of_8_bits_is_multiplied_by_either_way(
+    outputs: int, inputs: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = pytest.importorskip("edgemllm.models.packed_loops", reason="needs the extra cpu") if compiled else None
+    monkeypatch.setattr(packed, "_loops", lambda: loops)
+    monkeypatch.setattr(packed, "VALUES_EACH", 1024)  # in two parts
+    linear, threads = torch.nn.Linear(inputs, outputs, dtype=dtype), torch.get_num_threads()
+    small, x = Int8Linear(linear.weight, linear.bias), torch.randn(1, inputs, dtype=dtype)
+    try:
+        torch.set_num_threads(2)
+        got = small(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert got.dtype == dtype
+    assert off(got.float(), x.float() @ small.dense().float().T + linear.bias.float()) < 0.01
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_layers_that_are_joined_give_what_they_gave_and_share_memory(quant: str, bias: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from edgemllm.cache.bits import scales_of
 from edgemllm.cache.kernel_attention import KernelAttention
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.rope import Rotation
+from edgemllm.device.compiled import in_parts
 
 Array = np.ndarray[Any, Any]
 SLOTS_EACH = 4096
@@ -29,12 +29,6 @@ def loops() -> Any:
     except ImportError:
         return None
     return compiled_loops
-
-
-@functools.cache
-def workers(threads: int) -> concurrent.futures.Executor:
-    """Return threads for compiled functions, which do not hold Python's lock."""
-    return concurrent.futures.ThreadPoolExecutor(threads, "codes")
 
 
 class CompiledAttention(KernelAttention):
@@ -70,10 +64,7 @@ class CompiledAttention(KernelAttention):
         """Share the slots that are read from codes out to the threads that PyTorch may use."""
         count = self.since - self.first
         threads = min(torch.get_num_threads(), count * self.layer.kv_heads // SLOTS_EACH)
-        if threads < 2:
-            return [work(self.first, self.since)]
-        ends = [self.first + count * part // threads for part in range(threads + 1)]
-        return list(workers(threads).map(work, ends[:-1], ends[1:]))
+        return in_parts(work, self.first, self.since, threads)
 
     def _coded(self, name: str) -> tuple[Array, Array]:
         """Return the codes of all slots, and the scales of live ones."""

@@ -6,24 +6,13 @@ A module of its own, as it needs the extra `cpu`. Codes are (H_kv, N, D), or of 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
+from edgemllm.device.compiled import compiled
+
 Array = Any
-SUMS_IN_ANY_ORDER = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # else a processor adds one number at a time
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """Compile a function when it is first called; once for a machine, where there is a folder to keep it in."""
-    compile_ = functools.partial(numba.njit, fastmath=SUMS_IN_ANY_ORDER, nogil=True, error_model="numpy")
-    try:
-        return compile_(cache=True)(function)
-    except RuntimeError:
-        return compile_()(function)
 
 
 @compiled

@@ -3,6 +3,7 @@
 What a decoded token costs on a processor is reading weights. Up to some rows at once, torch's operators multiply packed weights
 as they are; for the many rows of a prefill they are slower than unpacking a part of the matrix at a time and multiplying that.
 The operators compute in bfloat16, in which activations come in and products go out; everything else keeps the model's dtype.
+With AVX2 alone a compiled loop reads a token's 8 bits, in single precision, two to three times as fast as torch's operator.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgemllm.cache.straight import straight_layer
+from edgemllm.device.compiled import in_parts
 
 GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
@@ -26,6 +28,8 @@ PART = 1 << 19
 """Values that are packed or unpacked at once: they stay in a processor's cache."""
 LOW = 0x0F0F0F0F0F0F0F0F
 """The low halves of eight bytes."""
+VALUES_EACH = 1 << 20
+"""A thread is worth waking for this many values of a compiled loop."""
 OUT = torch.bfloat16
 
 ops: Any = torch.ops.aten
@@ -63,6 +67,8 @@ class PackedLinear(nn.Module):
         """Return x (..., K) times the weight (N, K), in the type of x."""
         if x.dim() != 2:
             return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        if len(x) == 1:
+            return self.row()(x)
         rows = x.bfloat16().contiguous()
         few = rows.shape[0] <= self.few
         return self._finished((self.product()(rows) if few else self.unpacked_product(rows)).type_as(x))
@@ -128,6 +134,19 @@ class Int8Linear(PackedLinear):
     """8 bits, one scale a row."""
 
     few = 16
+
+    def row(self) -> Callable[[Tensor], Tensor]:
+        if _loops() is None:
+            return super().row()
+        weight, scales = self.weight.numpy(), self.scales.float().numpy()
+
+        def run(x: Tensor) -> Tensor:
+            out = torch.empty(1, len(weight))
+            work = functools.partial(_loops().multiplied, x.float().contiguous().numpy()[0], weight, scales, out.numpy()[0])
+            in_parts(work, 0, len(weight), min(torch.get_num_threads(), weight.size // VALUES_EACH))
+            return self._finished(out.type_as(x))
+
+        return run
 
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         weight = weight.float()
@@ -265,6 +284,18 @@ def _rounded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     zero = (low + 8 * scale).to(OUT)
     codes = ((groups - zero) / scale).round_().clamp_(-8, 7).add_(8)
     return codes.to(torch.int32), scale[..., 0], zero[..., 0]
+
+
+@functools.cache
+def _loops() -> Any:
+    """Return the compiled loops; None where Numba is not installed, or torch's operator is as fast: it is with AVX-512."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    try:
+        from edgemllm.models import packed_loops
+    except ImportError:
+        return None
+    return packed_loops
 
 
 @functools.cache

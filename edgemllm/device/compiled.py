@@ -1,0 +1,42 @@
+"""Loops that Numba compiles for this processor, and the threads that share them out. Numba comes with the extra `cpu`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+SUMS_IN_ANY_ORDER = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # else a processor adds one number at a time
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """Compile a function when it is first called; once for a machine, where there is a folder to keep it in.
+
+    Raises ImportError where Numba is not installed.
+    """
+    import numba
+
+    compile_ = functools.partial(numba.njit, fastmath=SUMS_IN_ANY_ORDER, nogil=True, error_model="numpy")
+    try:
+        return compile_(cache=True)(function)
+    except RuntimeError:
+        return compile_()(function)
+
+
+def in_parts(work: Callable[[int, int], Any], start: int, stop: int, parts: int) -> list[Any]:
+    """Return what `work` makes of start .. stop - 1 in equal parts: the first in this thread, each other in one of its own.
+
+    Compiled functions do not hold Python's lock.
+    """
+    if parts < 2:
+        return [work(start, stop)]
+    mine, *others = itertools.pairwise(start + (stop - start) * part // parts for part in range(parts + 1))
+    waiting = [_workers(parts - 1).submit(work, *span) for span in others]
+    return [work(*mine), *(each.result() for each in waiting)]
+
+
+@functools.cache
+def _workers(threads: int) -> concurrent.futures.Executor:
+    return concurrent.futures.ThreadPoolExecutor(threads, "compiled")
