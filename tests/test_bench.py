@@ -91,6 +91,11 @@ def test_a_decoded_token_reads_decoder_and_head_but_one_row_of_the_table() -> No
     tiny = llama()
     all_of_it = sum(each.nbytes for each in tiny.model.parameters())
     assert read_bytes(tiny.family) == all_of_it - tiny.text.embed_tokens.weight.nbytes
+    packed = tiny.text.layers[0].mlp.down_proj
+    weight = packed.weight.detach()
+    del packed.weight
+    packed.register_buffer("qweight", weight)  # as AWQ and GPTQ have it
+    assert read_bytes(tiny.family) == all_of_it - tiny.text.embed_tokens.weight.nbytes
 
 
 def test_turning_back_gives_the_key_again() -> None:

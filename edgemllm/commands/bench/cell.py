@@ -196,12 +196,19 @@ def random_ids(family: ModelFamily, count: int) -> list[int]:
 
 
 def read_bytes(family: ModelFamily) -> int:
-    """Return the bytes of weights that a decoded token reads: all of the decoder and the head; of the embedding table a row."""
+    """Return the bytes of weights that a decoded token reads: all of the decoder and the head; of the embedding table a row.
+
+    Weights in AWQ and GPTQ are buffers.
+    """
+
+    def held(*modules: torch.nn.Module) -> dict[int, torch.Tensor]:
+        return {id(each): each for module in modules for each in module.state_dict(keep_vars=True).values()}
+
     tables = [module for module in family.text_model.modules() if isinstance(module, torch.nn.Embedding | PackedEmbedding)]
-    looked_up = {id(each) for table in tables for each in table.parameters()}
-    parameters = {id(each): each for each in family.text_model.parameters() if id(each) not in looked_up}
-    parameters |= {id(each): each for each in family.model.get_output_embeddings().parameters()}
-    return sum(each.numel() * each.element_size() for each in parameters.values())
+    looked_up = held(*tables)
+    read = {key: each for key, each in held(family.text_model).items() if key not in looked_up}
+    read |= held(family.model.get_output_embeddings())
+    return sum(each.nbytes for each in read.values())
 
 
 def copy_bandwidth(device: torch.device, seconds: float) -> float:
