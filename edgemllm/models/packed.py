@@ -288,7 +288,7 @@ def _rounded(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @functools.cache
 def _loops() -> Any:
-    """Return the compiled loops; None where Numba is not installed, or torch's operator is as fast: it is with AVX-512."""
+    """Return the compiled loops; None without Numba, and on processors on which they were not compared (docs/log.md)."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
     try:
