@@ -136,13 +136,13 @@ class Int8Linear(PackedLinear):
     few = 16
 
     def row(self) -> Callable[[Tensor], Tensor]:
-        if _loops() is None:
+        if (loops := _loops()) is None:
             return super().row()
         weight, scales = self.weight.numpy(), self.scales.float().numpy()
 
         def run(x: Tensor) -> Tensor:
             out = torch.empty(1, len(weight))
-            work = functools.partial(_loops().multiplied, x.float().contiguous().numpy()[0], weight, scales, out.numpy()[0])
+            work = functools.partial(loops.multiplied, x.float().contiguous().numpy()[0], weight, scales, out.numpy()[0])
             in_parts(work, 0, len(weight), min(torch.get_num_threads(), weight.size // VALUES_EACH))
             return self._finished(out.type_as(x))
 
