@@ -109,8 +109,7 @@ def test_a_step_of_prefill_takes_what_the_plan_allows(name: str, heads: int, kv_
     """With a full cache, compaction included."""
     tiny, policy = grouped(heads, kv_heads).use(NAME), policies.build(name)
     tiny.model.to(dtype)
-    for chunk in (16, 256):
-        budget = 512
+    for budget, chunk in ((1024, 16), (512, 256)):  # the first is what the plan is tightest for
         cache = tiny.new_cache(policy, [budget if policy.bounded else None] * 2, chunk)
         *before, last = tiny.text_chunk(random_ids(budget + 2 * chunk)).split(chunk)
         for part in before:
