@@ -11,9 +11,9 @@ from pathlib import Path
 TOP = Path(__file__).parents[1]
 PACKAGE = TOP / "edgemllm"
 LEVELS = (
-    "choices", "errors", "lazy", "meter", "units", "version", "media", "device", "cache", "policies", "models", "planning",
-    "session", "archive", "session_file", "launch", "limit", "screen", "api", "batch", "commands", "harness", "cli", "__main__",
-    "__init__",
+    "choices", "errors", "lazy", "meter", "units", "version", "media", "device", "loops", "cache", "policies", "models",
+    "planning", "session", "archive", "session_file", "launch", "limit", "screen", "api", "batch", "commands", "harness",
+    "cli", "__main__", "__init__",
 )  # fmt: skip
 """From the bottom up: each imports only what stands before it."""
 FILES = {

@@ -151,7 +151,7 @@ def test_a_token_is_decoded_from_codes_as_from_unpacked_ones(make, bits: str, po
     monkeypatch.setattr(block_attention, "BLOCK", 25)
     try:
         torch.set_num_threads(2)
-        for way in ({}, {"compiled_attention.loops": lambda: None}, {"attention.coded": lambda layer, query: None}):
+        for way in ({}, {"compiled_attention.loops": lambda name: None}, {"attention.coded": lambda layer, query: None}):
             stream = session(make, bits, policy, None if policy == "full" else 64)
             feed(stream, 90)
             with monkeypatch.context() as patch:

@@ -84,7 +84,7 @@ def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inp
 def test_one_row_of_8_bits_is_multiplied_by_either_way(
     outputs: int, inputs: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loops = pytest.importorskip("edgemllm.models.packed_loops", reason="needs the extra cpu") if compiled else None
+    loops = pytest.importorskip("edgemllm.loops.rows", reason="needs the extra cpu") if compiled else None
     monkeypatch.setattr(packed, "_loops", lambda: loops)
     monkeypatch.setattr(packed, "VALUES_EACH", 1024)  # in two parts
     linear, threads = torch.nn.Linear(inputs, outputs, dtype=dtype), torch.get_num_threads()

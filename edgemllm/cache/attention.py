@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from edgemllm.cache.chunk import Chunk
 from edgemllm.cache.coded_attention import coded
 from edgemllm.cache.constant_layers import SharedLayer, read
-from edgemllm.cache.forward_pass import Pass
 from edgemllm.cache.kernels import attend, visible_slots, weighted
 from edgemllm.cache.kv_cache import KVCache
 from edgemllm.cache.managed_layer import ManagedLayer
 from edgemllm.cache.rope import rotate_queries
-from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights, group_mean
+from edgemllm.cache.scores import OBSERVED_ROWS, attention_weights
 from edgemllm.cache.straight import straight
 
 NAME = "edgemllm"
@@ -65,19 +63,19 @@ def attended(layer: ManagedLayer, query: Tensor, scale: float, own: bool = True)
     if mask is None and (codes := coded(layer, query)):
         weights = codes.weights(query, scale)
         if watched:
-            _show(layer, now, weights, layer.length)
+            layer.show(weights)
         return codes.output(weights).to(query.dtype)
     key, value = read(layer, now)
     if watched == count and mask is None:  # made once, weights serve the output too
-        parts = [weighted(weights, value) for weights in _watch(layer, now, query, key, scale, watched)]
+        parts = [weighted(weights, value) for weights in _watch(layer, query, key, scale, watched)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
     out = attend(query, key, value, mask, scale)
-    for _ in _watch(layer, now, query, key, scale, watched):
+    for _ in _watch(layer, query, key, scale, watched):
         pass
     return out
 
 
-def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
+def _watch(layer: ManagedLayer, query: Tensor, key: Tensor, scale: float, watched: int) -> Iterator[Tensor]:
     """Let the policy see the attention of the last `watched` queries, and pass it on in parts (B, H, rows, L up to them).
 
     Each part of the rows sees every key, so watching in parts is exact; later rows hide their future from earlier ones.
@@ -86,16 +84,8 @@ def _watch(layer: ManagedLayer, now: Pass, query: Tensor, key: Tensor, scale: fl
     for start in range(count - watched, count, OBSERVED_ROWS):
         stop = min(start + OBSERVED_ROWS, count)
         weights = attention_weights(query[:, :, start:stop], key[:, :, : length - count + stop], scale)
-        _show(layer, now, weights, length)
+        layer.show(weights)
         yield weights
-
-
-def _show(layer: ManagedLayer, now: Pass, weights: Tensor, length: int) -> None:
-    """Let the policy see weights (B, H, rows, l) on the first l of `length` slots, the last of which are the rows' own."""
-    visible = weights.shape[3]
-    now.observed = slice(visible - weights.shape[2], visible)
-    seen = weights if layer.policy.per_query_head else group_mean(weights, layer.kv_heads)
-    layer.policy.observe(layer, F.pad(seen, (0, length - visible)) if visible < length else seen)
 
 
 AttentionInterface.register(NAME, attention)

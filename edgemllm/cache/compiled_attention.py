@@ -14,21 +14,11 @@ from edgemllm.cache.bits import scales_of
 from edgemllm.cache.kernel_attention import KernelAttention
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.rope import Rotation
-from edgemllm.device.compiled import in_parts
+from edgemllm.loops.compiled import in_parts, loops
 
 Array = np.ndarray[Any, Any]
 SLOTS_EACH = 4096
 """A thread is worth starting for this many slots, counted over all KV heads."""
-
-
-@functools.cache
-def loops() -> Any:
-    """Return the compiled functions, None where Numba is not installed."""
-    try:
-        from edgemllm.cache import compiled_loops
-    except ImportError:
-        return None
-    return compiled_loops
 
 
 class CompiledAttention(KernelAttention):
@@ -43,12 +33,12 @@ class CompiledAttention(KernelAttention):
             and query.device.type == "cpu"
             and layer.now.rotation[0].shape[-1] in (0, query.shape[-1])
             and all(layer.slots.tensors[scales_of(name)].shape[3] <= 2 for name in layer.bits.coded)
-            and loops() is not None
+            and loops("codes") is not None
         )
 
     def _scores(self, rows: Tensor, angles: Rotation, out: Tensor) -> None:
         known = [each.numpy() for each in (*self._channels(rows), angles[0][0], angles[1][0], rows, out)]
-        self._in_parts(functools.partial(loops().scores, *self._coded("keys"), *known))
+        self._in_parts(functools.partial(loops("codes").scores, *self._coded("keys"), *known))
 
     def _weighted(self, weights: Tensor) -> Tensor:
         parts = self._in_parts(functools.partial(self._part, *self._coded("values"), weights))
@@ -57,7 +47,7 @@ class CompiledAttention(KernelAttention):
 
     def _part(self, codes: Array, scales: Array, weights: Tensor, start: int, stop: int) -> Tensor:
         out = weights.new_zeros(*weights.shape[:2], self.layer.widths[1])
-        loops().weighted(codes, scales, weights.numpy(), out.numpy(), start, stop)
+        loops("codes").weighted(codes, scales, weights.numpy(), out.numpy(), start, stop)
         return out
 
     def _in_parts(self, work: Callable[[int, int], Any]) -> list[Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from edgemllm.cache.bits import UNQUANTISED, KVBits
 from edgemllm.cache.layer import CacheLayer
 from edgemllm.cache.policy import CachePolicy
 from edgemllm.cache.rope import Rope
+from edgemllm.cache.scores import group_mean
 from edgemllm.errors import OutOfMemoryError, UsageError
 
 
@@ -17,6 +21,14 @@ class ManagedLayer(CacheLayer):
     ) -> None:
         super().__init__(rope, policy.positions, policy.buffers, policy.layer_stats, policy.query_window, budget, window, bits)
         self.policy = policy
+
+    def show(self, weights: Tensor) -> None:
+        """Let the policy see weights (B, H, rows, l) on the first l slots, the last of which are the rows' own."""
+        assert self.now is not None
+        visible, length = weights.shape[3], self.length
+        self.now.observed = slice(visible - weights.shape[2], visible)
+        seen = weights if self.policy.per_query_head else group_mean(weights, self.kv_heads)
+        self.policy.observe(self, F.pad(seen, (0, length - visible)) if visible < length else seen)
 
     def make_room(self, count: int) -> None:
         """See to it that `count` more tokens fit: grow, or let the policy choose what goes."""

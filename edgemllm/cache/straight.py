@@ -6,6 +6,7 @@ that are known to be of this shape; attention is ours as ever, so that policies 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from edgemllm.cache.compiled_line import CompiledLine
 from edgemllm.cache.rope import rotate, rotate_queries
 
 SHAPED = ("llama", "mistral", "qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_vl", "smollm3")
@@ -38,10 +40,18 @@ class Straight:
     def __call__(self, cache: Any, attended: Attended) -> Tensor:
         """Run the pass that was started; returns hidden states (1, 1, E)."""
         x: Tensor = cache.now.chunk.embeds.view(1, -1)
-        for layer, slots in zip(self.layers, cache.layers, strict=True):
-            x = x + layer.attend(x, slots, attended, self.scale)
-            x = x + layer.think(x)
+        if self.compiled is not None and self.scale == 1.0 and self.compiled.fits(x, cache.layers):
+            x = self.compiled(x, cache)
+        else:
+            for layer, slots in zip(self.layers, cache.layers, strict=True):
+                x = x + layer.attend(x, slots, attended, self.scale)
+                x = x + layer.think(x)
         return self.norm(x)[None]
+
+    @functools.cached_property
+    def compiled(self) -> CompiledLine | None:
+        """The same in compiled loops; None where weights are not packed, or not for a processor that has the loops."""
+        return CompiledLine.of(self.layers)
 
 
 class StraightLayer:
@@ -49,11 +59,13 @@ class StraightLayer:
 
     def __init__(self, layer: Any) -> None:
         self.attn, self.act_fn = layer.self_attn, layer.mlp.act_fn
-        self.first, self.second = normed(layer.input_layernorm), normed(layer.post_attention_layernorm)
-        self.qkv = together(self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
-        self.o = together(self.attn.o_proj)
-        self.gate_up = together(layer.mlp.gate_proj, layer.mlp.up_proj)
-        self.down = together(layer.mlp.down_proj)
+        self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self.first, self.second = (normed(norm) for norm in self.norms)
+        attn, mlp = self.attn, layer.mlp
+        inputs = ((attn.q_proj, attn.k_proj, attn.v_proj), (attn.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,))
+        self.products = [joined(*layers) for layers in inputs]
+        """Layers of one input, as few as they can be."""
+        self.qkv, self.o, self.gate_up, self.down = (together(*layers) for layers in self.products)
         self.width, self.scaling = self.attn.head_dim, self.attn.scaling
         self.heads, self.kv_heads = (each.out_features // self.width for each in (self.attn.q_proj, self.attn.k_proj))
         self.norms_heads = hasattr(self.attn, "q_norm")
@@ -128,9 +140,14 @@ def normed(norm: Any) -> Run:
     return run
 
 
+def joined(*layers: Any) -> tuple[Any, ...]:
+    """Return layers of the same input as one, where they are packed and fit together (models/packed.py), else as they are."""
+    if len(layers) > 1 and hasattr(layers[0], "join") and (whole := layers[0].join(layers[1:])) is not None:
+        return (whole,)
+    return layers
+
+
 def together(*layers: Any) -> Run:
-    """Return layers of the same input as one, with their outputs side by side; packed ones are joined (models/packed.py)."""
-    if len(layers) > 1 and hasattr(layers[0], "join") and (joined := layers[0].join(layers[1:])) is not None:
-        layers = (joined,)
+    """Return what gives the outputs of layers of the same input side by side."""
     runs: list[Run] = [layer.row() if hasattr(layer, "row") else layer for layer in layers]
     return runs[0] if len(runs) == 1 else lambda x: torch.cat([run(x) for run in runs], -1)

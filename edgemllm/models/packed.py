@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgemllm.cache.straight import straight_layer
-from edgemllm.device.compiled import in_parts
+from edgemllm.loops.compiled import loops
 
 GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
@@ -78,6 +78,15 @@ class PackedLinear(nn.Module):
         product = self.product()
         return lambda x: self._finished(product(x.bfloat16()).type_as(x))
 
+    def loop(self) -> Any:
+        """Return the weight as compiled loops take it (loops/rows.py); None where there is no loop for it."""
+        if (rows := _loops()) is None or (known := self.looped()) is None:
+            return None
+        bias = torch.zeros(len(self.weight))
+        if self.bias is not None:
+            bias[: self.out_features] = self.bias
+        return rows.Packed(*known, bias.numpy())
+
     def _finished(self, out: Tensor) -> Tensor:
         if self.padded:
             out = out[:, : self.out_features]
@@ -129,6 +138,10 @@ class PackedLinear(nn.Module):
         """Return rows of the weight as columns (K, n)."""
         raise NotImplementedError
 
+    def looped(self) -> tuple[Any, Any] | None:
+        """Return the arrays `weight` and `scales` of `loops.rows.Packed`; None where loops do not read them."""
+        raise NotImplementedError
+
 
 class Int8Linear(PackedLinear):
     """8 bits, one scale a row."""
@@ -136,15 +149,15 @@ class Int8Linear(PackedLinear):
     few = 16
 
     def row(self) -> Callable[[Tensor], Tensor]:
-        if (loops := _loops()) is None:
+        if (packed := self.loop()) is None:
             return super().row()
-        weight, scales = self.weight.numpy(), self.scales.float().numpy()
+        multiply, rows, in_parts = _loops().multiply, len(packed.bias), loops("team").in_parts_where_awake
 
         def run(x: Tensor) -> Tensor:
-            out = torch.empty(1, len(weight))
-            work = functools.partial(loops.multiplied, x.float().contiguous().numpy()[0], weight, scales, out.numpy()[0])
-            in_parts(work, 0, len(weight), min(torch.get_num_threads(), weight.size // VALUES_EACH))
-            return self._finished(out.type_as(x))
+            out = torch.empty(1, rows)
+            work = functools.partial(multiply, x.float().contiguous().numpy()[0], packed, out.numpy()[0])
+            in_parts(work, rows, min(torch.get_num_threads(), packed.weight.size // VALUES_EACH))
+            return out.type_as(x)
 
         return run
 
@@ -167,6 +180,9 @@ class Int8Linear(PackedLinear):
 
     def columns(self, span: slice) -> Tensor:
         return (self.weight[span].to(OUT) * self.scales[span, None]).T
+
+    def looped(self) -> tuple[Any, Any]:
+        return self.weight.numpy(), self.scales.float().numpy()
 
 
 class Int4Linear(PackedLinear):
@@ -201,6 +217,13 @@ class Int4Linear(PackedLinear):
         values = codes.sub_(8).to(OUT).view(-1, GROUP, codes[0].numel())
         scales, zeros = self.scales[:, None, span].unbind(-1)
         return torch.addcmul(zeros.contiguous(), values, scales.contiguous(), out=values).flatten(0, 1)
+
+    def looped(self) -> tuple[Any, Any] | None:
+        block = _loops().BLOCK
+        if _layout() != (block, True):
+            return None
+        pairs = self.scales.contiguous().view(torch.int32)[..., 0]
+        return self.weight.view(-1, self.in_features, block // 2).numpy(), pairs.numpy().view("uint32")
 
 
 class PackedEmbedding(nn.Module):
@@ -291,11 +314,7 @@ def _loops() -> Any:
     """Return the compiled loops; None without Numba, and on processors on which they were not compared (docs/log.md)."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
-    try:
-        from edgemllm.models import packed_loops
-    except ImportError:
-        return None
-    return packed_loops
+    return loops("rows")
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from edgemllm.models import packed, packed_loops
+from edgemllm.loops import rows
+from edgemllm.models import packed
 from edgemllm.models.packed import Int4Linear, Int8Linear, PackedLinear
 from lab.measure import pages
 
@@ -42,7 +43,7 @@ def main() -> None:
     sides = {
         (name, way): bound(layers, loops)
         for name, layers in wholes.items()
-        for way, loops in (("torch's operator", None), ("compiled loop", packed_loops))
+        for way, loops in (("torch's operator", None), ("compiled loop", rows))
         if loops is None or isinstance(layers[0], Int8Linear)
     }
     times: dict[tuple[str, str], list[float]] = {side: [] for side in sides}

@@ -1,11 +1,12 @@
-"""What a decoded token consists of: operators and microseconds per layer, through transformers' calls and the short way.
+"""What a decoded token consists of: operators and microseconds a layer, by transformers' calls, the short way, compiled loops.
 
     python -m lab.measure.step SmolLM2-135M-Instruct.Q4_1.gguf --quant int4
     python -m lab.measure.step random:smolvlm2-0.5b --quant int4 --context 512
 
-For models of Llama's shape, packed or not. Both ways decode in alternation, on equal caches. A part is run in all layers, one
-after the other, so that what it reads comes from where it lies in a step. `reading` is how long the sum of the same bytes
-takes: what a part would take if it cost nothing but memory. The head is not part of a layer: its row is of one token.
+For models of Llama's shape, packed or not. All ways decode in alternation, on equal caches; where there are no loops for them,
+the last one is the second again. A part is one of the short way, run in all layers, one after the other, so that what it reads
+comes from where it lies in a step. `reading` is how long the sum of the same bytes takes: what a part would take if it cost
+nothing but memory. The head is not part of a layer: its row is of one token.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from edgemllm.cache import attention
+from edgemllm.cache.compiled_line import CompiledLine
 from edgemllm.cache.straight import admitted, straight
 from edgemllm.models import loading
 from edgemllm.models.families.base import ModelFamily
@@ -30,7 +32,13 @@ from lab.measure import pages
 from lab.measure.sides import Side
 
 Run = Callable[[], object]
-WAYS: Mapping[str, Callable[[Any], Any]] = {"transformers' calls": lambda text_model: None, "the short way": straight}
+WAYS: Mapping[str, tuple[Callable[[Any], Any], bool]] = {
+    "transformers' calls": (lambda text_model: None, False),
+    "the short way": (straight, False),
+    "compiled loops": (straight, True),
+}
+"""Who runs a token's layers, and whether by compiled loops where they fit (cache/compiled_line.py)."""
+FITS = CompiledLine.fits
 HEAD, ATTENTION = "head, per token", "cache write, attention"
 
 
@@ -44,7 +52,9 @@ def filled(family: ModelFamily, options: Any) -> Side:
 
 def step(side: Side, way: str) -> None:
     """Decode a token in one of the ways."""
-    vars(attention)["straight"] = WAYS[way]
+    line, compiled = WAYS[way]
+    vars(attention)["straight"] = line
+    CompiledLine.fits = FITS if compiled else lambda *given: False  # type: ignore[method-assign]
     side.timed([7])
 
 

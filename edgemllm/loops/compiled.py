@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
 SUMS_IN_ANY_ORDER = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # else a processor adds one number at a time
 
 
-def compiled(function: Callable[..., None]) -> Any:
+@functools.cache
+def loops(name: str) -> Any:
+    """Return a module of this folder that has compiled functions; None where Numba is not installed."""
+    try:
+        return importlib.import_module(f"edgemllm.loops.{name}")
+    except ImportError:
+        return None
+
+
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function when it is first called; once for a machine, where there is a folder to keep it in.
 
     Raises ImportError where Numba is not installed.
@@ -40,3 +51,6 @@ def in_parts(work: Callable[[int, int], Any], start: int, stop: int, parts: int)
 @functools.cache
 def _workers(threads: int) -> concurrent.futures.Executor:
     return concurrent.futures.ThreadPoolExecutor(threads, "compiled")
+
+
+os.register_at_fork(after_in_child=_workers.cache_clear)  # threads stay with the parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemllm.device.compiled import compiled
+from edgemllm.loops.compiled import compiled
 
 Array = Any
 
