@@ -7,6 +7,7 @@ sees after each layer.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class CompiledLine:
         """Return the compiled line through straight layers; None where some are not packed as loops take them."""
         packed = [[_loop(product) for product in layer.products] for layer in layers]
         fit = all(None not in each for each in packed) and all(_is_silu(layer.act_fn) for layer in layers)
+        fit = fit and hasattr(os, "sched_yield")  # which threads that wait call, and which Windows does not have
         return cls(layers, packed) if fit and len({tuple(map(_kind, each)) for each in packed}) == 1 else None
 
     def fits(self, x: Tensor, cached: Sequence[Any]) -> bool:

@@ -17,7 +17,6 @@ GROUP = 32
 BLOCK = 32
 """Rows that torch's operator for AVX2 packs together in 4 bits. A constant, without which a loop is not fast."""
 HALF = BLOCK // 2
-LANES = 4 * HALF
 
 
 class Packed(NamedTuple):
@@ -55,36 +54,37 @@ def multiply_blocks(row: Array, codes: Array, scales: Array, bias: Array, out: A
     """Do so for the blocks first .. last - 1 of a weight in 4 bits: value = (code - 8) * scale + zero."""
     blocks, inputs, _ = codes.shape
     groups = inputs // GROUP
-    weight = codes.reshape(blocks, groups, 8, LANES)  # eight times four columns are a group
-    spread, sums = np.empty((groups, 8, LANES), np.float32), np.zeros(groups, np.float32)
+    weight, numbers = codes.reshape(blocks, groups, 4, 8, HALF), row.reshape(groups, 4, 8)
+    sums = np.zeros(groups, np.float32)
     for k in range(inputs):
         sums[k // GROUP] += row[k]
-        for j in range(HALF):
-            spread[k // GROUP, k % GROUP // 4, k % 4 * HALF + j] = row[k]
     # One array for all of these: of several, every loop would first find out whether they overlap.
-    own = np.empty((4, LANES), np.float32)
-    low, high, total, scale = own[0], own[1], own[2], own[3]
-    bits = own.view(np.uint32)[3]
+    own = np.empty((4, BLOCK), np.float32)
+    products, scale, zero, total = own[0], own[1], own[2], own[3]
+    scale_bits, zero_bits = own.view(np.uint32)[1], own.view(np.uint32)[2]
     for block in range(first, last):
         rows = slice(block * BLOCK, (block + 1) * BLOCK)
         done, plus = out[rows], bias[rows]
         for j in range(BLOCK):
-            done[j] = plus[j]
+            total[j] = plus[j]
         for g in range(groups):
-            x, c = spread[g], weight[block, g]
-            for i in range(LANES):
-                one, other = np.float32(0), np.float32(0)
-                for k in range(8):
-                    pair = np.int32(c[k, i])
-                    one += x[k, i] * np.float32(np.int32(pair & 15))
-                    other += x[k, i] * np.float32(np.int32(pair >> 4))
-                low[i], high[i] = one, other
-            for j in range(HALF):
-                total[j] = low[j] + low[HALF + j] + low[2 * HALF + j] + low[3 * HALF + j]
-                total[HALF + j] = high[j] + high[HALF + j] + high[2 * HALF + j] + high[3 * HALF + j]
-            pairs, sum_ = scales[g, rows], sums[g]
             for j in range(BLOCK):
-                bits[j] = np.uint32(pairs[j] << 16)
-                bits[BLOCK + j] = np.uint32(pairs[j] & 0xFFFF0000)
+                products[j] = 0
+            for eight in range(4):
+                x, pairs = numbers[g, eight], weight[block, g, eight]
+                for j in range(HALF):
+                    low, high = np.float32(0), np.float32(0)
+                    for k in range(8):
+                        pair = np.int32(pairs[k, j])
+                        low += x[k] * np.float32(np.int32(pair & 15))
+                        high += x[k] * np.float32(np.int32(pair >> 4))
+                    products[j] += low
+                    products[HALF + j] += high
+            both, sum_ = scales[g, rows], sums[g]
             for j in range(BLOCK):
-                done[j] += scale[j] * (total[j] - np.float32(8) * sum_) + scale[BLOCK + j] * sum_
+                scale_bits[j] = np.uint32(both[j] << 16)
+                zero_bits[j] = np.uint32(both[j] & 0xFFFF0000)
+            for j in range(BLOCK):
+                total[j] += scale[j] * (products[j] - np.float32(8) * sum_) + zero[j] * sum_
+        for j in range(BLOCK):
+            done[j] = total[j]

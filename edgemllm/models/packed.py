@@ -50,6 +50,8 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else _constant(bias.detach())
         self.weight, self.scales = (_constant(part) for part in self._packed_whole(weight.detach()))
         self.padded = self.weight.shape[0] > self.out_features
+        self.single: Callable[[Tensor], Tensor] | None = None
+        """`row`, once it was asked for: what it looks up takes a head as long as a layer."""
 
     def _packed_whole(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return a weight packed some rows at a time, which takes no more memory than the result, and its scales."""
@@ -68,7 +70,8 @@ class PackedLinear(nn.Module):
         if x.dim() != 2:
             return self.forward(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
         if len(x) == 1:
-            return self.row()(x)
+            self.single = self.single or self.row()
+            return self.single(x)
         rows = x.bfloat16().contiguous()
         few = rows.shape[0] <= self.few
         return self._finished((self.product()(rows) if few else self.unpacked_product(rows)).type_as(x))
@@ -105,6 +108,7 @@ class PackedLinear(nn.Module):
     def join(self, others: Sequence[Any]) -> PackedLinear | None:
         """Return this layer and others of the same input as one, whose rows they share; None where they do not fit together."""
         layers, whole = (self, *others), copy.copy(self)
+        whole.single = None
         biases = [each.bias for each in layers if each.bias is not None]
         if any(type(each) is not type(self) or each.padded for each in layers) or len(biases) not in (0, len(layers)):
             return None
@@ -116,6 +120,7 @@ class PackedLinear(nn.Module):
         for each in layers:
             start, stop = stop, stop + each.out_features
             each.weight, each.scales = (_constant(part) for part in whole.rows(slice(start, stop)))
+            each.single = None
         return whole
 
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
