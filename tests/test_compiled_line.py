@@ -118,6 +118,14 @@ def test_who_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(decoded(model, H2O(), monkeypatch, compiled=True)[0], want)
 
 
+def test_what_is_not_a_number_comes_out_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model(tiny.llama, "int8", monkeypatch)
+    decoded(model, H2O(), monkeypatch, compiled=True)
+    chunk = model.text_chunk(random_ids(1), TOKENS)
+    broken = dataclasses.replace(chunk, embeds=torch.full_like(chunk.embeds, torch.nan))
+    assert forward(model.text, model.cache, broken).isnan().all()
+
+
 def test_others_that_fail_are_heard_and_can_be_asked_again() -> None:
     team = teams.Team(1)
     seen: list[int] = []

@@ -214,7 +214,7 @@ def exponential(x: Any) -> Any:
     The library's own would be called number by number.
     """
     y = min(-x * LOG2_E, f32(126))
-    n = np.int32(y + f32(0.5))
+    n = max(min(np.int32(y + f32(0.5)), np.int32(127)), np.int32(0))  # of what is no number, too
     z = (f32(n) - y) * LN_2
     terms = f32(1 / 6) + z * (f32(1 / 24) + z * (f32(1 / 120) + z * f32(1 / 720)))
     return POWERS[n] * (f32(1) + z * (f32(1) + z * (f32(1 / 2) + z * terms)))
