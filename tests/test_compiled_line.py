@@ -13,7 +13,6 @@ from tiny import MODELS, Tiny, random_ids
 from torch import Tensor
 
 from edgemllm import policies
-from edgemllm.cache import compiled_line
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.compiled_line import CompiledLine
 from edgemllm.cache.policy import CachePolicy
@@ -40,7 +39,7 @@ BUDGET, TOKENS = 48, 80
 def loops(monkeypatch: pytest.MonkeyPatch):
     """Loops whatever the processor, by two threads however small the model."""
     monkeypatch.setattr(packed, "_loops", lambda: rows)
-    monkeypatch.setattr(compiled_line, "WEIGHTS_EACH", 1)
+    monkeypatch.setattr("edgemllm.loops.compiled.VALUES_EACH", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

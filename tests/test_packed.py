@@ -86,7 +86,7 @@ def test_one_row_of_8_bits_is_multiplied_by_either_way(
 ) -> None:
     loops = pytest.importorskip("edgemllm.loops.rows", reason="needs the extra cpu") if compiled else None
     monkeypatch.setattr(packed, "_loops", lambda: loops)
-    monkeypatch.setattr(packed, "VALUES_EACH", 1024)  # in two parts
+    monkeypatch.setattr("edgemllm.loops.compiled.VALUES_EACH", 1024)  # in two parts
     linear, threads = torch.nn.Linear(inputs, outputs, dtype=dtype), torch.get_num_threads()
     small, x = Int8Linear(linear.weight, linear.bias), torch.randn(1, inputs, dtype=dtype)
     try:

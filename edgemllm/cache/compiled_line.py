@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from edgemllm.cache.bits import UNQUANTISED
 from edgemllm.cache.managed_layer import ManagedLayer
-from edgemllm.loops.compiled import loops
-
-WEIGHTS_EACH = 1 << 20
-"""A thread is worth waking for this many weights of a layer."""
+from edgemllm.loops.compiled import loops, threads_for
 
 
 class CompiledLine:
@@ -30,8 +27,8 @@ class CompiledLine:
         """Look up the weights of straight layers; `packed` are their products, as loops take them."""
         self.loops, self.layers = loops("layer"), layers
         self.weights = [self._weights(*each) for each in zip(layers, packed, strict=True)]
-        values = sum(product[0].in_features * product[0].out_features for product in layers[0].products)
-        self.threads = max(values // WEIGHTS_EACH, 1)
+        self.values = sum(product[0].in_features * product[0].out_features for product in layers[0].products)
+        """Of the weights of a layer."""
 
     @classmethod
     def of(cls, layers: Sequence[Any]) -> CompiledLine | None:
@@ -39,7 +36,9 @@ class CompiledLine:
         packed = [[_loop(product) for product in layer.products] for layer in layers]
         fit = all(None not in each for each in packed) and all(_is_silu(layer.act_fn) for layer in layers)
         fit = fit and hasattr(os, "sched_yield")  # which threads that wait call, and which Windows does not have
-        return cls(layers, packed) if fit and len({tuple(map(_kind, each)) for each in packed}) == 1 else None
+        if not fit or len({tuple(each.weight.dtype for each in products) for products in packed}) > 1:
+            return None  # one function is compiled for all of them
+        return cls(layers, packed)
 
     def fits(self, x: Tensor, cached: Sequence[Any]) -> bool:
         """Return whether x (1, E) and layers of the cache are of the type that loops take, and all slots are in sight."""
@@ -49,7 +48,7 @@ class CompiledLine:
         """Run the pass that was started on x (1, E), which stays as it is; returns hidden states (1, E)."""
         out = x.clone()
         cached = [self._cached(*each) for each in zip(self.layers, cache.layers, strict=True)]
-        threads, slots = min(torch.get_num_threads(), self.threads), max(each.keys.shape[1] for each in cached)
+        threads, slots = threads_for(self.values), max(each.keys.shape[1] for each in cached)
         arrived = np.zeros(1, np.int64)
 
         def let_go() -> None:
@@ -88,7 +87,7 @@ class CompiledLine:
             slots.show(torch.from_numpy(scratch.weights[:, : slots.length])[None, :, None])
 
     def _scratch(self, slots: int, threads: int) -> Sequence[Any]:
-        """Return room for two layers with so many slots."""
+        """Return room for two layers with this many slots."""
         first, weights = self.layers[0], self.weights[0]
         sizes: tuple[tuple[int, ...], ...] = (
             (len(weights.qkv.bias),),
@@ -113,10 +112,6 @@ class CompiledLine:
 def _loop(product: Sequence[Any]) -> Any:
     """Return layers of one input as loops take them; None where they are several, or not packed so."""
     return product[0].loop() if len(product) == 1 and hasattr(product[0], "loop") else None
-
-
-def _kind(packed: Any) -> str:
-    return str(packed.weight.dtype)
 
 
 def _is_silu(activation: Any) -> bool:

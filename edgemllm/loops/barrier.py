@@ -30,7 +30,7 @@ def meet(arrived: Any, threads: int) -> None:
 
 @compiled
 def wait_for(count: Any, goal: int, looks: int) -> bool:
-    """Return whether `count` (1,) int64 reached `goal`, or is negative, within so many looks."""
+    """Return whether `count` (1,) int64 reached `goal`, or is negative, within this many looks."""
     for look in range(looks):
         seen = _seen(count)
         if seen < 0 or seen >= goal:

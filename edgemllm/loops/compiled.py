@@ -10,7 +10,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from edgemllm.lazy import torch
+
 SUMS_IN_ANY_ORDER = {"nnan", "nsz", "arcp", "contract", "reassoc"}  # else a processor adds one number at a time
+
+VALUES_EACH = 1 << 20
+"""A thread is worth waking for this many weights."""
 
 
 @functools.cache
@@ -43,9 +48,19 @@ def in_parts(work: Callable[[int, int], Any], start: int, stop: int, parts: int)
     """
     if parts < 2:
         return [work(start, stop)]
-    mine, *others = itertools.pairwise(start + (stop - start) * part // parts for part in range(parts + 1))
+    mine, *others = equal_parts(start, stop, parts)
     waiting = [_workers(parts - 1).submit(work, *span) for span in others]
     return [work(*mine), *(each.result() for each in waiting)]
+
+
+def equal_parts(start: int, stop: int, parts: int) -> list[tuple[int, int]]:
+    """Return where each part of start .. stop - 1 begins and ends."""
+    return list(itertools.pairwise(start + (stop - start) * part // parts for part in range(parts + 1)))
+
+
+def threads_for(values: int) -> int:
+    """Return how many of the threads that PyTorch may use are worth waking for this many weights."""
+    return max(min(torch.get_num_threads(), values // VALUES_EACH), 1)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ Waking a thread takes longer than a layer of a small model. A module of its own,
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edgemllm.loops.barrier import count_in, wait_for
+from edgemllm.loops.compiled import equal_parts
 
 Work = Callable[[int], None]
 AWAKE = 20_000
@@ -94,7 +94,7 @@ class Team:
 def in_parts_where_awake(work: Callable[[int, int], None], stop: int, parts: int) -> None:
     """Do `work` from 0 to `stop`: by a team of `parts` that is awake, else in this thread, as waking takes longer."""
     if parts > 1 and team(parts - 1).awake:
-        spans = list(itertools.pairwise(stop * part // parts for part in range(parts + 1)))
+        spans = equal_parts(0, stop, parts)
         if team(parts - 1).run(lambda part: work(*spans[part])):
             return
     work(0, stop)
@@ -102,7 +102,7 @@ def in_parts_where_awake(work: Callable[[int, int], None], stop: int, parts: int
 
 @functools.cache
 def team(others: int) -> Team:
-    """Return the team of so many threads besides the caller's."""
+    """Return the team of this many threads besides the caller's."""
     return Team(others)
 
 

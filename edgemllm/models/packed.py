@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgemllm.cache.straight import straight_layer
-from edgemllm.loops.compiled import loops
+from edgemllm.loops.compiled import loops, threads_for
 
 GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
@@ -28,8 +28,6 @@ PART = 1 << 19
 """Values that are packed or unpacked at once: they stay in a processor's cache."""
 LOW = 0x0F0F0F0F0F0F0F0F
 """The low halves of eight bytes."""
-VALUES_EACH = 1 << 20
-"""A thread is worth waking for this many values of a compiled loop."""
 OUT = torch.bfloat16
 
 ops: Any = torch.ops.aten
@@ -161,7 +159,7 @@ class Int8Linear(PackedLinear):
         def run(x: Tensor) -> Tensor:
             out = torch.empty(1, rows)
             work = functools.partial(multiply, x.float().contiguous().numpy()[0], packed, out.numpy()[0])
-            in_parts(work, rows, min(torch.get_num_threads(), packed.weight.size // VALUES_EACH))
+            in_parts(work, rows, threads_for(packed.weight.size))
             return out.type_as(x)
 
         return run

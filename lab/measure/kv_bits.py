@@ -1,4 +1,4 @@
-"""Time a decoded token with keys and values in 16, 8 and 4 bits, by turns in one process, beside the same model and text.
+"""Time a decoded token with keys and values in 16, 8 and 4 bits, in turn, by one process with one model and text.
 
     python -m lab.measure.kv_bits --model SmolLM2-135M-Instruct.Q4_1.gguf --text novel.txt --slots 2048 --dtype bfloat16
 
@@ -31,11 +31,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--policy", default="streaming-llm", help="`full`: the cache holds --slots tokens and grows")
     parser.add_argument("--slots", type=int, default=2048)
+    parser.add_argument("--quant", default="none")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--turns", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    family = loading.load(loading.locate(options.model), dtype=options.dtype)
+    family = loading.load(loading.locate(options.model), options.quant, options.dtype)
     policy = policies.build(options.policy)
     more = 64 if policy.bounded else 0  # the cache has been full once
     ids = family.tokenize(options.text.read_text(encoding="utf-8"))[: options.slots + more]
