@@ -69,8 +69,8 @@ def decoded(model: Tiny, policy: CachePolicy, monkeypatch: pytest.MonkeyPatch, c
 
 
 def close(got: Tensor, want: Tensor, quant: str) -> bool:
-    """Whether hidden states differ by single precision's rounding; in 4 bits torch's operators have activations in bfloat16."""
-    return float((got - want).norm() / (want - want.mean()).norm()) < {"int8": 1e-4, "int4": 0.02}[quant]
+    """Whether hidden states differ by rounding: of single precision, and in 4 bits of a row to whole numbers."""
+    return float((got - want).norm() / (want - want.mean()).norm()) < {"int8": 1e-4, "int4": 0.002}[quant]
 
 
 @pytest.mark.parametrize(("make", "quant"), CASES, ids=lambda given: getattr(given, "__name__", given))

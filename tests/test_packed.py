@@ -80,15 +80,18 @@ def test_a_packed_product_is_close_to_the_full_one(quant: str, outputs: int, inp
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("outputs", "inputs"), [(97, 64), (64, 72), (192, 640)])
-def test_one_row_of_8_bits_is_multiplied_by_either_way(
-    outputs: int, inputs: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("quant", "outputs", "inputs"),
+    [("int8", 97, 64), ("int8", 64, 72), ("int8", 192, 640), ("int4", 97, 64), ("int4", 192, 640)],
+)
+def test_one_row_is_multiplied_by_either_way(
+    quant: str, outputs: int, inputs: int, dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops = pytest.importorskip("edgemllm.loops.rows", reason="needs the extra cpu") if compiled else None
     monkeypatch.setattr(packed, "_loops", lambda: loops)
     monkeypatch.setattr("edgemllm.loops.compiled.VALUES_EACH", 1024)  # in two parts
     linear, threads = torch.nn.Linear(inputs, outputs, dtype=dtype), torch.get_num_threads()
-    small, x = Int8Linear(linear.weight, linear.bias), torch.randn(1, inputs, dtype=dtype)
+    small, x = QUANTS[quant](linear.weight, linear.bias), torch.randn(1, inputs, dtype=dtype)
     try:
         torch.set_num_threads(2)
         got = small(x)
@@ -96,6 +99,26 @@ def test_one_row_of_8_bits_is_multiplied_by_either_way(
         torch.set_num_threads(threads)
     assert got.dtype == dtype
     assert off(got.float(), x.float() @ small.dense().float().T + linear.bias.float()) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["usual", "one far out", "all alike", "nothing", "no number"])
+def test_one_row_of_4_bits_is_multiplied_by_a_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pytest.importorskip("edgemllm.loops.rows", reason="needs the extra cpu")
+    monkeypatch.setattr(packed, "_loops", lambda: rows)
+    if packed._layout() != (rows.BLOCK, True):
+        pytest.skip("torch packs 4 bits in another way on this processor")
+    weight, x, out = torch.randn(128, 96), torch.randn(96), torch.empty(128)
+    weight[0, :31], weight[0, 31] = -1, 1  # the largest sum without its sign: almost all codes are 0, which stands for -8
+    if kind == "one far out":
+        x[5] = 1000
+    if kind in ("all alike", "nothing"):
+        x[:] = kind == "all alike"
+    if kind == "no number":
+        x[7] = torch.nan
+    small = Int4Linear(weight, torch.randn(128))
+    rows.multiply(x.numpy(), small.loop(), out.numpy(), 0, 128)
+    want = x @ small.dense().float().T + small.bias
+    assert off(out, want) < 0.005 if kind != "no number" else out.isnan().all()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,4 +1,4 @@
-"""One row times a packed weight: what a decoded token reads of a layer, where torch's operators are slow.
+"""One row times a packed weight: what a decoded token reads of a layer, where torch's operators are slow or round more.
 
 A module of its own, as it needs the extra `cpu`.
 """
@@ -16,16 +16,19 @@ GROUP = 32
 """Values of a row that share a scale and a zero point in 4 bits."""
 BLOCK = 32
 """Rows that torch's operator for AVX2 packs together in 4 bits. A constant, without which a loop is not fast."""
-HALF = BLOCK // 2
+MOST = np.float32((2**15 - 1) // 8 - GROUP // 2)
+"""What a group's numbers may sum to in steps, without their signs, so that times 8 they fit in 16 bits when each is rounded."""
+SMALLEST = np.float32(1e-30)
+"""That a group of zeros has a step, too."""
 
 
 class Packed(NamedTuple):
     """A weight (N, K) in 8 bits, with a scale a row, or in 4 bits as torch's operator for AVX packs it."""
 
     weight: Array
-    """(N, K) int8; or (N / BLOCK, K, HALF) uint8: low halves are of the first rows of a block, high ones of the others."""
+    """(N, K) int8; or (N / BLOCK, K, BLOCK / 2) uint8: low halves are of the first rows of a block, high ones of the others."""
     scales: Array
-    """(N,) float32; or (K / 32, N) uint32: a group's zero point in the upper half, its scale in the lower, both bfloat16."""
+    """(N,) float32; or (N / BLOCK, K / GROUP, BLOCK) uint32: bfloat16, zero points in the upper half, scales in the lower."""
     bias: Array
     """(N,) float32."""
 
@@ -51,40 +54,75 @@ def by_width(row: Array, weight: Array, scales: Array, bias: Array, out: Array, 
 
 @compiled
 def multiply_blocks(row: Array, codes: Array, scales: Array, bias: Array, out: Array, first: int, last: int) -> None:
-    """Do so for the blocks first .. last - 1 of a weight in 4 bits: value = (code - 8) * scale + zero."""
+    """Do so for the blocks first .. last - 1 of a weight in 4 bits: value = (code - 8) * scale + zero.
+
+    The row is rounded to whole numbers, of which a vector multiplies twice as many. A number of 16 bits holds four codes: it is
+    multiplied as it is and shifted by one, two and three codes, and what the codes above add is taken away in the end. Sums may
+    wrap around on the way, as the whole sum of a group fits.
+    """
     blocks, inputs, _ = codes.shape
     groups = inputs // GROUP
-    weight, numbers = codes.reshape(blocks, groups, 4, 8, HALF), row.reshape(groups, 4, 8)
-    sums = np.zeros(groups, np.float32)
-    for k in range(inputs):
-        sums[k // GROUP] += row[k]
+    whole, steps, sums = np.empty((inputs, 8), np.int16), np.empty(groups, np.float32), np.empty(groups, np.float32)
+    round_groups(row, whole, steps, sums)
+    weight, numbers = codes.view(np.uint16).reshape(blocks, groups, 2, 8, 16), whole.reshape(groups, 2, 8, 16)
     # One array for all of these: of several, every loop would first find out whether they overlap.
-    own = np.empty((4, BLOCK), np.float32)
-    products, scale, zero, total = own[0], own[1], own[2], own[3]
-    scale_bits, zero_bits = own.view(np.uint32)[1], own.view(np.uint32)[2]
+    own = np.empty((5, BLOCK), np.float32)
+    parts, pairs, products = own[0].view(np.int16), own[1].view(np.uint32), own[1].view(np.int16)
+    scale, zero, total = own[2], own[3], own[4]
+    scale_bits, zero_bits = scale.view(np.uint32), zero.view(np.uint32)
     for block in range(first, last):
         rows = slice(block * BLOCK, (block + 1) * BLOCK)
         done, plus = out[rows], bias[rows]
         for j in range(BLOCK):
             total[j] = plus[j]
         for g in range(groups):
-            for j in range(BLOCK):
-                products[j] = 0
-            for eight in range(4):
-                x, pairs = numbers[g, eight], weight[block, g, eight]
-                for j in range(HALF):
-                    low, high = np.float32(0), np.float32(0)
+            for j in range(64):
+                parts[j] = 0
+            for half in range(2):
+                x, fours = numbers[g, half], weight[block, g, half]
+                for j in range(16):  # eight words each of two columns
+                    a, b, c, d = np.int16(0), np.int16(0), np.int16(0), np.int16(0)
                     for k in range(8):
-                        pair = np.int32(pairs[k, j])
-                        low += x[k] * np.float32(np.int32(pair & 15))
-                        high += x[k] * np.float32(np.int32(pair >> 4))
-                    products[j] += low
-                    products[HALF + j] += high
-            both, sum_ = scales[g, rows], sums[g]
+                        four = fours[k, j]
+                        a = np.int16(a + x[k, j] * np.int16(four))
+                        b = np.int16(b + x[k, j] * np.int16(four >> 4))
+                        c = np.int16(c + x[k, j] * np.int16(four >> 8))
+                        d = np.int16(d + x[k, j] * np.int16(four >> 12))
+                    parts[j] += a
+                    parts[16 + j] += b
+                    parts[32 + j] += c
+                    parts[48 + j] += d
+            step, sum_, both = steps[g], sums[g], scales[block, g]
+            eights = np.int16(8 * sum_)
+            for j in range(8):
+                a, b = parts[j] + parts[8 + j], parts[16 + j] + parts[24 + j]
+                c, d = parts[32 + j] + parts[40 + j], parts[48 + j] + parts[56 + j]
+                pairs[j] = np.uint32((a - 16 * b - eights) & 0xFFFF) | np.uint32((c - 16 * d - eights) << 16)
+                pairs[8 + j] = np.uint32((b - 16 * c - eights) & 0xFFFF) | np.uint32((d - eights) << 16)
             for j in range(BLOCK):
                 scale_bits[j] = np.uint32(both[j] << 16)
                 zero_bits[j] = np.uint32(both[j] & 0xFFFF0000)
             for j in range(BLOCK):
-                total[j] += scale[j] * (products[j] - np.float32(8) * sum_) + zero[j] * sum_
+                total[j] += step * (scale[j] * np.float32(products[j]) + zero[j] * np.float32(sum_))
         for j in range(BLOCK):
             done[j] = total[j]
+
+
+@compiled
+def round_groups(row: Array, whole: Array, steps: Array, sums: Array) -> None:
+    """Write a row (K,) in steps of its groups to `whole` (K, 8), eight times, and to `steps` and `sums` (K / GROUP,) theirs.
+
+    A step is as small as products with any codes allow; most errors are a third of those of 8 bits.
+    """
+    for g in range(len(steps)):
+        x, n = row[g * GROUP : (g + 1) * GROUP], whole[g * GROUP : (g + 1) * GROUP]
+        most, total = np.float32(0), np.float32(0)
+        for k in range(GROUP):
+            most += abs(x[k])
+        steps[g] = max(most, SMALLEST) / MOST
+        for k in range(GROUP):
+            number = np.floor(x[k] / steps[g] + np.float32(0.5))
+            total += number
+            for j in range(8):
+                n[k, j] = np.int32(number)
+        sums[g] = total

@@ -3,7 +3,7 @@
 What a decoded token costs on a processor is reading weights. Up to some rows at once, torch's operators multiply packed weights
 as they are; for the many rows of a prefill they are slower than unpacking a part of the matrix at a time and multiplying that.
 The operators compute in bfloat16, in which activations come in and products go out; everything else keeps the model's dtype.
-With AVX2 alone a compiled loop multiplies one row by 8 bits, in single precision, in less than half of their time.
+With AVX2 alone compiled loops multiply one row (loops/rows.py), by 8 bits in less than half of their time.
 """
 
 from __future__ import annotations
@@ -76,8 +76,19 @@ class PackedLinear(nn.Module):
 
     def row(self) -> Callable[[Tensor], Tensor]:
         """Return what `forward` does to one row (1, K), with the weight looked up: a small model's token feels each lookup."""
-        product = self.product()
-        return lambda x: self._finished(product(x.bfloat16()).type_as(x))
+        if (packed := self.loop()) is None:
+            product = self.product()
+            return lambda x: self._finished(product(x.bfloat16()).type_as(x))
+        multiply, in_parts, rows, unit = _loops().multiply, loops("team").in_parts_where_awake, len(packed.bias), self.unit
+
+        def run(x: Tensor) -> Tensor:
+            out = torch.empty(1, rows)
+            row, whole = x.float().contiguous().numpy()[0], out.numpy()[0]
+            threads = threads_for(self.in_features * rows)
+            in_parts(lambda start, stop: multiply(row, packed, whole, start * unit, stop * unit), rows // unit, threads)
+            return out[:, : self.out_features].type_as(x)
+
+        return run
 
     def loop(self) -> Any:
         """Return the weight as compiled loops take it (loops/rows.py); None where there is no loop for it."""
@@ -151,19 +162,6 @@ class Int8Linear(PackedLinear):
 
     few = 16
 
-    def row(self) -> Callable[[Tensor], Tensor]:
-        if (packed := self.loop()) is None:
-            return super().row()
-        multiply, rows, in_parts = _loops().multiply, len(packed.bias), loops("team").in_parts_where_awake
-
-        def run(x: Tensor) -> Tensor:
-            out = torch.empty(1, rows)
-            work = functools.partial(multiply, x.float().contiguous().numpy()[0], packed, out.numpy()[0])
-            in_parts(work, rows, threads_for(packed.weight.size))
-            return out.type_as(x)
-
-        return run
-
     def packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         weight = weight.float()
         scales = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(OUT).tiny).to(OUT)
@@ -198,17 +196,26 @@ class Int4Linear(PackedLinear):
         weight = F.pad(weight.float(), (0, 0, 0, -len(weight) % BLOCK))
         codes, scales, zeros = _rounded(weight.view(len(weight), -1, GROUP))
         packed = ops._convert_weight_to_int4pack_for_cpu(codes.view(weight.shape), 1)
-        return packed, torch.stack((scales, zeros), -1).transpose(0, 1)
+        block = _block_of_scales() or len(weight)
+        return packed, torch.stack([part.unflatten(0, (-1, block)).transpose(1, 2) for part in (scales, zeros)], -1)
 
     def joined(self, scales: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat(scales, 1)
+        return torch.cat(scales, 2 if len(scales[0]) == 1 else 0)
 
     def rows(self, span: slice) -> tuple[Tensor, Tensor]:
-        return self.weight[span], self.scales[:, span]
+        return self.weight[span], self._scales(span)
+
+    def _scales(self, span: slice) -> Tensor:
+        """Return scales and zeros (blocks, G, n, 2) of rows in whole blocks, as a view."""
+        if len(self.scales) == 1:
+            return self.scales[:, :, span]
+        start, stop, _ = span.indices(len(self.weight))
+        rows = self.scales.shape[2]
+        return self.scales[start // rows : stop // rows]
 
     def product(self) -> Callable[[Tensor], Tensor]:
         # torch takes scales for contiguous without looking, and those of a layer that was joined are not.
-        weight, scales = self.weight, self.scales.contiguous()
+        weight, scales = self.weight, self.scales.transpose(0, 1).flatten(1, 2).contiguous()
         return lambda rows: ops._weight_int4pack_mm_for_cpu.default(rows, weight, GROUP, scales)
 
     def columns(self, span: slice) -> Tensor:
@@ -218,15 +225,14 @@ class Int4Linear(PackedLinear):
         halves = [(half & LOW).view(torch.int8) for half in (eight, eight >> 4)]
         codes = torch.cat(halves, -1) if apart else torch.stack(halves, -1)
         values = codes.sub_(8).to(OUT).view(-1, GROUP, codes[0].numel())
-        scales, zeros = self.scales[:, None, span].unbind(-1)
+        scales, zeros = self._scales(span).transpose(0, 1).flatten(1, 2)[:, None].unbind(-1)
         return torch.addcmul(zeros.contiguous(), values, scales.contiguous(), out=values).flatten(0, 1)
 
     def looped(self) -> tuple[Any, Any] | None:
-        block = _loops().BLOCK
-        if _layout() != (block, True):
+        if len(self.scales) == 1:
             return None
-        pairs = self.scales.contiguous().view(torch.int32)[..., 0]
-        return self.weight.view(-1, self.in_features, block // 2).numpy(), pairs.numpy().view("uint32")
+        scales = self.scales.flatten().view(torch.int32).view(self.scales.shape[:-1])
+        return self.weight.view(-1, self.in_features, scales.shape[2] // 2).numpy(), scales.numpy().view("uint32")
 
 
 class PackedEmbedding(nn.Module):
@@ -318,6 +324,12 @@ def _loops() -> Any:
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
     return loops("rows")
+
+
+def _block_of_scales() -> int | None:
+    """Return how many rows have their scales in 4 bits side by side, for loops; None: all of them, for torch's operator."""
+    rows = _loops()
+    return rows.BLOCK if rows is not None and _layout() == (rows.BLOCK, True) else None
 
 
 @functools.cache
