@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemllm.choices import ITEM_BYTES, packs
-from edgemllm.device.heap import keep_heap, release_freed_pages
+from edgemllm.device.heap import release_freed_pages
 from edgemllm.errors import EdgeError, MissingError, UsageError
 from edgemllm.media.detail import ANY, Detail
 from edgemllm.models import hub, prequantised, shipped, tower
@@ -31,8 +31,6 @@ from edgemllm.models.weights import check_complete
 __all__ = ["DEMO", "Checkpoint", "load", "locate"]
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
-HEAP_BYTES = 256 << 20
-"""Freed memory that a process keeps for its next steps, once a model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +204,5 @@ def _load_gguf(
 
 
 def _ready(family: type[ModelFamily], model: Any, tokenizer: Any, folder: str, detail: Detail) -> ModelFamily:
-    """The family of a model whose weights are in place; from here on the heap is set for computing."""
-    keep_heap(HEAP_BYTES)
+    """The family of a model whose weights are in place."""
     return family(without_cpu_repacking(model.eval()), tokenizer, folder, detail)

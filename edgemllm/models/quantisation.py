@@ -6,12 +6,14 @@ output head as it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from edgemllm.choices import packs
+from edgemllm.device.heap import trimmed
 from edgemllm.errors import UsageError
 from edgemllm.models import packed
 from edgemllm.models.spec import ModelSpec
@@ -20,6 +22,8 @@ BLOCK = 64
 """Values that share a scale in nf4."""
 SLICE = 1 << 16
 """Values that are quantised at once: whole blocks."""
+TRIMMED = 4
+"""Slices after which the heap is trimmed."""
 UNPACKED = ("fp8", "compressed-tensors")
 """Methods of ready-made checkpoints whose weights are unpacked while they are read: in memory they are not quantised."""
 NF4 = {"quant_type": "nf4", "compress_statistics": True}
@@ -123,7 +127,10 @@ def _nf4(weight: torch.Tensor, module: nn.Module) -> nn.Parameter:
     from bitsandbytes import functional
     from bitsandbytes.nn import Params4bit
 
-    slices = [functional.quantize_4bit(part, quant_type="nf4", blocksize=BLOCK) for part in weight.reshape(-1).split(SLICE)]
+    parts: Iterable[torch.Tensor] = weight.reshape(-1).split(SLICE)
+    if weight.device.type == "cpu":
+        parts = trimmed(parts, TRIMMED)
+    slices = [functional.quantize_4bit(part, quant_type="nf4", blocksize=BLOCK) for part in parts]
     packed, states = zip(*slices, strict=True)
     scales = torch.cat([state.absmax for state in states])
     offset = scales.mean()

@@ -10,12 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgemllm.device.heap import trimmed
 from edgemllm.errors import MissingError
 from edgemllm.models.assembly import assemble, on_meta
 from edgemllm.models.gguf.header import ELSEWHERE, Header, TensorInfo
 
 SLICE = 1 << 14
 """Values that are unpacked at once: what numpy makes of them on the way is small beside any matrix."""
+TRIMMED = 64
+"""Slices after which the heap is trimmed."""
 
 ROPE = "rope_freqs.weight"
 """The one tensor that is no parameter: divisors of the rotation's frequencies, of Llama from 3.1 on."""
@@ -81,7 +84,7 @@ def _read(name: str, header: Header, info: TensorInfo, target: Tensor) -> None:
     anything = len(info.shape) == 1
     with header.path.open("rb") as file:
         file.seek(info.offset)
-        for start in range(0, len(rows), step):
+        for start in trimmed(range(0, len(rows), step), TRIMMED):
             count = min(step, len(rows) - start)
             raw = np.fromfile(file, np.uint8, count * width)
             try:
