@@ -17,7 +17,7 @@ from edgemllm.models.gguf.header import ELSEWHERE, Header, TensorInfo
 
 SLICE = 1 << 14
 """Values that are unpacked at once: what numpy makes of them on the way is small beside any matrix."""
-TRIMMED = 64
+TRIMMED = 32
 """Slices after which the heap is trimmed."""
 
 ROPE = "rope_freqs.weight"
@@ -78,14 +78,15 @@ def _read(name: str, header: Header, info: TensorInfo, target: Tensor) -> None:
     """Unpack a tensor into `target`. Raises MissingError where it cannot be, or where a matrix has nothing but zeros."""
     from gguf import dequantize
 
-    rows = _rows(header, info)
-    flat, width = target.view(len(rows), -1), info.size // len(rows)
+    height = math.prod(info.shape[:-1]) if len(info.shape) > 1 else 1
+    rows = _rows(header, info, height)
+    flat, width = target.view(height, -1), info.size // height
     step = max(1, SLICE // flat.shape[1])
     anything = len(info.shape) == 1
     with header.path.open("rb") as file:
         file.seek(info.offset)
-        for start in trimmed(range(0, len(rows), step), TRIMMED):
-            count = min(step, len(rows) - start)
+        for start in trimmed(range(0, height, step), TRIMMED):
+            count = min(step, height - start)
             raw = np.fromfile(file, np.uint8, count * width)
             try:
                 values = dequantize(raw.reshape(count, width), info.kind)
@@ -94,20 +95,26 @@ def _read(name: str, header: Header, info: TensorInfo, target: Tensor) -> None:
                     f"model {name}: tensor {info.name} cannot be read as {info.kind.name}: {error}", "fetch it again"
                 ) from error
             anything = anything or bool(values.any())
-            shifted = torch.from_numpy(values) - _raised(header, info)
-            flat[rows[start : start + count].to(flat.device)] = shifted.to(flat.device, flat.dtype)
+            values -= _raised(header, info)
+            here = slice(start, start + count)
+            if rows is None:
+                flat[here] = torch.from_numpy(values)
+            else:
+                flat[rows[here].to(flat.device)] = torch.from_numpy(values).to(flat.device, flat.dtype)
     if not anything:
         raise MissingError(f"model {name} has nothing but zeros in tensor {info.name}", "fetch it again: it was not completed")
 
 
-def _rows(header: Header, info: TensorInfo) -> Tensor:
-    """Where each row of a tensor goes: llama.cpp rotates neighbouring channels, transformers those half a head apart."""
-    count = math.prod(info.shape[:-1]) if len(info.shape) > 1 else 1
+def _rows(header: Header, info: TensorInfo, height: int) -> Tensor | None:
+    """Where each row of a tensor goes, if not where it is in the file.
+
+    llama.cpp rotates neighbouring channels, transformers those half a head apart.
+    """
     heads = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(info.name.split(".")[-2])
-    if header.architecture != "llama" or heads is None or count == 1:
-        return torch.arange(count)
+    if header.architecture != "llama" or heads is None or height == 1:
+        return None
     number = int(header.own(f"attention.{heads}", header.own("attention.head_count")))
-    return torch.arange(count).view(number, 2, -1).transpose(1, 2).reshape(-1)
+    return torch.arange(height).view(number, 2, -1).transpose(1, 2).reshape(-1)
 
 
 def _raised(header: Header, info: TensorInfo) -> int:
