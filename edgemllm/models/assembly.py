@@ -14,7 +14,7 @@ from torch import nn
 
 from edgemllm.cache.straight import straight_layer
 from edgemllm.choices import packs
-from edgemllm.models.packed import pack_embeddings
+from edgemllm.models.packed import ends_of, pack_embeddings
 from edgemllm.models.quantisation import quantised, require_bitsandbytes
 
 Fill = Callable[[nn.Module, Callable[[nn.Module], None]], None]
@@ -22,21 +22,37 @@ Fill = Callable[[nn.Module, Callable[[nn.Module], None]], None]
 
 
 def assemble(model: Any, quant: str, dtype: torch.dtype, device: str, fill: Fill) -> Any:
-    """Give a model on the `meta` device memory and values, and quantise the decoder's linear layers one by one."""
+    """Give a model on the `meta` device memory and values, and quantise the decoder's linear layers one by one.
+
+    Embeddings and output head come first: where they are packed too, they are unpacked while nothing else is there.
+    """
     require_bitsandbytes(quant, device)
     inside = {id(module) for module in model.get_decoder().modules()}
     made: dict[int, nn.Parameter] = {}
-    for parent, name, module, initialise in [*_modules(model, model), (model, "", model, model._init_weights)]:
+    ends = ends_of(model)
+    parts = [*_modules(model, model), (model, "", model, model._init_weights)]
+    first = [part for part in parts if any(part[2] is end for end in ends)]
+    for _, _, module, initialise in first:
+        _materialise(module, torch.device(device), made)
+        fill(module, initialise)
+    if packs(quant, device):
+        pack_embeddings(model, dtype)
+        for end in ends:
+            _let_go(end)
+    for parent, name, module, initialise in (part for part in parts if part not in first):
         _materialise(module, torch.device(device), made)
         fill(module, initialise)
         if quant != "none" and id(module) in inside and type(module) is nn.Linear:
             setattr(parent, name, quantised(module, quant, dtype))
-            module.weight.data = module.weight.new_empty(0)  # this loop and `made` hold on to the full one
+            _let_go(module)
         straight_layer(module)  # joins what was packed, while only one layer's memory is held twice
-    if packs(quant, device):
-        pack_embeddings(model, dtype)
     model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id
     return model
+
+
+def _let_go(module: Any) -> None:
+    """Free the weight of a module that was replaced: a loop and its table of parameters still hold on to it."""
+    module.weight.data = module.weight.new_empty(0)
 
 
 def on_meta(auto: Any, config: Any, dtype: torch.dtype, attention: Any) -> Any:

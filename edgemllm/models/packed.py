@@ -263,6 +263,15 @@ def packed(linear: nn.Linear, quant: str) -> PackedLinear:
     return made(linear.weight, linear.bias)
 
 
+def ends_of(model: Any) -> list[nn.Module]:
+    """Return a model's embeddings, its output head, and per-layer embeddings where there are any."""
+    found = (
+        model.get_input_embeddings(), model.get_output_embeddings(),
+        getattr(model.get_decoder(), "embed_tokens_per_layer", None),
+    )  # fmt: skip
+    return [module for module in found if module is not None]
+
+
 def pack_embeddings(model: Any, dtype: torch.dtype) -> None:
     """Pack a model's output head and embeddings in 8 bits, as one where they are tied; per-layer ones have a scale a layer.
 

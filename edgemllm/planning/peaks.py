@@ -25,8 +25,9 @@ def conversion_bytes(spec: ModelSpec, quant: str, dtype: str, resident: bool) ->
     `resident`: the result stays in the host's memory too, and is part of it.
     """
     matrix = max((shape.rows * shape.columns for shape in spec.linears), default=0) if quant != "none" else 0
-    if spec.packs(quant):  # embeddings and head come last
-        staged = CONVERSION_BYTES + PACKING_BYTES + (spec.embedding_parameters + matrix) * ITEM_BYTES[dtype]
+    if spec.packs(quant):  # embeddings and head come first, while no linear layer is there
+        ends = spec.embedding_parameters * ITEM_BYTES[dtype] - (spec.linear_bytes(quant, dtype) if resident else 0)
+        staged = CONVERSION_BYTES + PACKING_BYTES + max(ends, matrix * ITEM_BYTES[dtype])
     else:
         staged = CONVERSION_BYTES + matrix * (ITEM_BYTES[dtype] + QUANTISING[quant])
     return staged + (spec.weights_bytes(quant, dtype) if resident else 0)
