@@ -34,7 +34,7 @@ def release_freed_pages() -> Iterator[None]:
 
 
 def trimmed(parts: Iterable[T], every: int) -> Iterator[T]:
-    """Iterate over `parts`; after every so many, return all freed pages to the system, also those between blocks in use.
+    """Iterate over `parts`; after each `every` of them, return all freed pages to the system, also those between blocks in use.
 
     torch asks for aligned blocks, and glibc (2.36) fits none into the gap that an equal one left once something small lies in
     its margins: by chance, the heap grows with every block for a while. A model in nf4 peaked at 1.2 to 1.7 times its size.
