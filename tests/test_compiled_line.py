@@ -46,13 +46,13 @@ def loops(monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(threads)
 
 
-def packed_model(make, quant: str, monkeypatch: pytest.MonkeyPatch) -> Tiny:
+def packed_model(make, quant: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> Tiny:
     if quant == "int4" and packed._layout() != (rows.BLOCK, True):
         pytest.skip("torch packs 4 bits in another way on this processor")
     for name, size in WIDE.items() if quant == "int4" else ():
         monkeypatch.setitem(tiny.TEXT, name, size)
     made = make()
-    packed.pack(made.model, quant, torch.float32)
+    packed.pack(made.model, quant, dtype)
     return made
 
 
@@ -92,6 +92,14 @@ def test_every_policy_keeps_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
     got, mine = decoded(model, policy, monkeypatch, compiled=True)
     assert close(got, want, "int8")
     torch.testing.assert_close(mine, kept)
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_half_precision_is_left_to_the_operators(quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = packed_model(tiny.llama, quant, monkeypatch, torch.bfloat16)
+    hidden, _ = decoded(model, StreamingLLM(), monkeypatch, False)
+    assert hidden.dtype == torch.bfloat16
+    assert hidden.isfinite().all()
 
 
 def test_one_thread_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

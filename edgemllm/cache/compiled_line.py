@@ -32,9 +32,10 @@ class CompiledLine:
 
     @classmethod
     def of(cls, layers: Sequence[Any]) -> CompiledLine | None:
-        """Return the compiled line through straight layers; None where some are not packed as loops take them."""
+        """Return the compiled line through straight layers; None where some are not as loops take them."""
         packed = [[_loop(product) for product in layer.products] for layer in layers]
         fit = all(None not in each for each in packed) and all(_is_silu(layer.act_fn) for layer in layers)
+        fit = fit and all(norm.weight.dtype == torch.float32 for layer in layers for norm in layer.norms)
         fit = fit and hasattr(os, "sched_yield")  # which threads that wait call, and which Windows does not have
         if not fit or len({tuple(each.weight.dtype for each in products) for products in packed}) > 1:
             return None  # one function is compiled for all of them
