@@ -181,7 +181,7 @@ def inf_mllm(window: int, bias: float, recent: float, sinks: int, budget: int, s
     return choose
 
 
-def edge(recent: int, span: int, ranks: bool) -> Choose:
+def edge(sinks: int, recent: int, span: int, ranks: bool) -> Choose:
     """The largest attention ever, for pictures times one minus the largest cosine to a later key; in words the best nearby.
 
     Of both kinds the same share stays.
@@ -207,7 +207,7 @@ def edge(recent: int, span: int, ranks: bool) -> Choose:
         if any(words) and not all(words):
             passages = [[share_of_its_kind(i, row, words) for i in range(len(row))] for row in passages]
         mean = [sum(column) / len(column) for column in zip(*passages, strict=True)]
-        return [best(mean, size, newest=recent)] * len(heads)
+        return [best(mean, size, sinks, recent)] * len(heads)
 
     return choose
 

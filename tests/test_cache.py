@@ -281,7 +281,7 @@ def test_edge_keeps_the_same_words_in_all_layers_around_what_most_of_them_looked
     first.buffer("memory")[..., 40] = 1.0  # more than anything, and there alone
     for layer in others:
         layer.buffer("memory")[..., 40] = 0.0
-    settings = {"recent": 0.0, "newest": 4, "span": 5, "slack": 1}
+    settings = {"recent": 0.0, "newest": 4, "sinks": 0, "span": 5, "slack": 1}
     newest = list(range(56, 60))
     assert Edge(**settings).choose(first, 9).flatten().tolist() == [18, 19, 20, 21, 22, *newest]
     assert Edge(**settings, shared_layers=False).choose(first, 9).flatten().tolist() == [38, 39, 40, 41, 42, *newest]

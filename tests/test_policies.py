@@ -13,6 +13,7 @@ from tiny import TEXT, llama, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgemllm import policies
+from edgemllm.archive.held import Held
 from edgemllm.cache.attention import NAME, forward
 from edgemllm.cache.chunk import Modality
 from edgemllm.cache.merging import merge
@@ -47,7 +48,7 @@ SHARES = {
 }
 
 
-def replayed(policy, size: int, budget: int = BUDGET):
+def replayed(policy, size: int, budget: int = BUDGET, pictures: bool = True):
     """A policy's first layer over a random stream of text and vision, and the raw stream for the reference."""
     torch.manual_seed(3)
     model = LlamaForCausalLM(LlamaConfig(**{**TEXT, "num_hidden_layers": 1})).eval()
@@ -56,7 +57,7 @@ def replayed(policy, size: int, budget: int = BUDGET):
     # Every token once: equal keys would make equal likenesses, and any choice right.
     chunk = tiny.text_chunk(torch.randperm(LENGTH)[None])
     vision = torch.zeros(LENGTH, dtype=torch.bool)
-    vision[10:40], vision[55:80] = True, True
+    vision[10:40], vision[55:80] = pictures, pictures
     modality = torch.where(vision, Modality.VISION, Modality.TEXT).to(torch.uint8)[None]
     time = torch.where(vision, torch.arange(LENGTH) // 5 / 2, torch.nan)  # frames of five tokens
     chunk = dataclasses.replace(chunk, modality=modality, time=time[None])
@@ -101,12 +102,17 @@ CASES = {
     "meda": ("meda", [], reference.text_first(0.75, False), "average"),
     "infinipot-v": ("infinipot-v", ["recent=6"], reference.infinipot_v(6, 0.5, BUDGET), "none"),
     "infinipot-v, mostly values": ("infinipot-v", ["recent=5", "tar=0.25"], reference.infinipot_v(5, 0.25, BUDGET), "none"),
-    "edge": ("edge", ["recent=0", "newest=4", "span=3", "slack=2"], reference.edge(4, 3, True), "none"),
-    "edge, single words": ("edge", ["recent=0", "newest=4", "span=1", "slack=2"], reference.edge(4, 1, True), "none"),
+    "edge": ("edge", ["recent=0", "newest=4", "span=3", "slack=2"], reference.edge(4, 4, 3, True), "none"),
+    "edge, single words": (
+        "edge",
+        ["recent=0", "newest=4", "sinks=9", "span=1", "slack=2"],
+        reference.edge(9, 4, 1, True),
+        "none",
+    ),
     "edge, by layer": (
         "edge",
-        ["recent=0", "newest=4", "span=5", "slack=2", "shared_layers=false"],
-        reference.edge(4, 5, False),
+        ["recent=0", "newest=4", "sinks=2", "span=5", "slack=2", "shared_layers=false"],
+        reference.edge(2, 4, 5, False),
         "none",
     ),
 }
@@ -124,6 +130,21 @@ def test_a_policy_keeps_and_merges_what_its_formulas_say(case: str, size: int) -
         assert layer.positions[0, 0, number, live].tolist() == head.place
         torch.testing.assert_close(layer.unrotated_keys()[0, number], head.keys, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(layer.values[0, number, live], head.values, atol=1e-5, rtol=1e-4)
+
+
+def test_edge_keeps_more_of_the_newest_where_a_text_is_long() -> None:
+    def newest_in_a_row(layer) -> int:
+        kept = layer.positions[0, 0, 0, : layer.length].tolist()
+        return next(n for n in range(1, len(kept)) if kept[-n - 1] != LENGTH - n - 1)
+
+    long, short = (policies.build("edge", [f"horizon={horizon}", "recent_in_long=0.75"]) for horizon in (2, 4))
+    layer, _ = replayed(long, 6, pictures=False)
+    assert newest_in_a_row(layer) >= 24
+    assert newest_in_a_row(replayed(short, 6, pictures=False)[0]) < 24
+    assert newest_in_a_row(replayed(long, 6)[0]) < 24  # pictures are remembered however long the stream
+    assert long.protected(layer, BUDGET)[1] == 24
+    layer.focus = Held(None, 0, 0)  # something to look out for
+    assert long.protected(layer, BUDGET)[1] == 16
 
 
 def test_h2o_mass_is_the_number_of_queries_where_nothing_left() -> None:

@@ -12,7 +12,8 @@ its keys resemble each other whatever they say.
 What stays is chosen by the mean over all layers of a token's rank in each, as the looks of one layer say little, so that
 every layer keeps the same tokens. A word is worth as much as the best one near it, since half a fact is of no use. Words and
 pictures are ranked among their kind, and both lose the same share: what is said about a video does not push it out. The
-newest tokens always stay; positions are renumbered. No probe prompt is needed.
+newest tokens always stay: a quarter of the budget, and two thirds of it in a text so long that most of its facts cannot
+stay in any case. Positions are renumbered. No probe prompt is needed.
 """
 
 from __future__ import annotations
@@ -51,10 +52,16 @@ class Edge(CachePolicy):
     recent: Share = 0.25
     """Share of the budget always kept for the newest tokens: what prose lives on. Facts of video do not need it."""
 
+    horizon: float = 8.0
+    """A text of more than this many budgets is long (0: none is). A stream with pictures or with a focus never is."""
+
+    recent_in_long: Share = 0.67
+    """`recent` of a long text."""
+
     newest: int = 16
     """Never fewer newest tokens than these."""
 
-    sinks: int = 0
+    sinks: int = 4
     """First tokens of the stream that are never evicted."""
 
     novelty: float = 1.0
@@ -140,7 +147,14 @@ class Edge(CachePolicy):
             torch.maximum(twin[..., block], best, out=twin[..., block])
 
     def protected(self, layer: CacheLayer, size: int) -> tuple[int, int]:
-        return self.sinks, max(round(self.recent * (layer.budget or layer.length)), self.newest)
+        budget = layer.budget or layer.length
+        share = max(self.recent, self.recent_in_long) if self._long(layer, budget) else self.recent
+        return self.sinks, max(round(share * budget), self.newest)
+
+    def _long(self, layer: CacheLayer, budget: int) -> bool:
+        """Return whether most of what a text said is lost in any case, so that more of the newest is worth more."""
+        beyond = 0 < self.horizon * budget < layer.counts.seen
+        return beyond and layer.focus is None and not bool((layer.modality == Modality.VISION).any())
 
 
 def _ranks(worth: Tensor) -> Tensor:
