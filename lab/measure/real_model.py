@@ -22,7 +22,7 @@ from lab.measure.perplexity import command, span
 
 PICTURE = pages.FOLDER / "real-model-beyond.png"
 BUDGETS = (512, 1024, 2048)
-BEYOND = "window,streaming-llm,inf-mllm,edge"
+BEYOND = "window,streaming-llm,inf-mllm,h2o,edge"
 KNOW_THE_QUESTION = ("full", "oracle")
 """Not compared: the one is the reference, the other a control for questions, of which prose has none."""
 
@@ -41,9 +41,8 @@ def within(out: Path, model: Path, novels: list[Path], tokens: str) -> None:
 def beyond(out: Path, model: Path, novels: list[Path], tokens: str, full_tokens: str) -> None:
     """Stream the novels, one after the other, past the trained length; `full` as far as is worth its time."""
     texts = [word for novel in novels for word in ("--text", novel)]
-    half = ("--dtype", "bfloat16", "--chunk", 128)  # less time for 110k tokens
-    command(out, "beyond-full", "--model", model, *texts, "--tokens", full_tokens, "--policy", "full", *half)
-    sizes = ("--kv-budget", 512, *half)
+    command(out, "beyond-full", "--model", model, *texts, "--tokens", full_tokens, "--policy", "full", "--chunk", 128)
+    sizes = ("--kv-budget", 512, "--chunk", 128)
     command(out, "beyond", "--model", model, *texts, "--tokens", tokens, "--policy", BEYOND, *sizes)
 
 
