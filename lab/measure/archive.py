@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--facts", type=int, default=40)
     parser.add_argument("--unseen", type=int, default=8)
-    parser.add_argument("--needles", default=",".join(FORMS), help="forms of the facts in a novel")
+    parser.add_argument("--needles", nargs="+", choices=list(FORMS), default=list(FORMS), help="forms of facts in a novel")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--slots", default="48,64")
     parser.add_argument("--chunk", type=int)
@@ -174,8 +174,7 @@ def main() -> None:
             stream = Stream(family, haystack)
         else:
             haystacks = Haystacks(family, Book(options.novel), options.tokens)
-            forms = tuple(options.needles.split(","))
-            stream = ReadStream(family, haystacks.stream(forms, "diverse", seed, options.facts).haystack)
+            stream = ReadStream(family, haystacks.stream(tuple(options.needles), "diverse", seed, options.facts).haystack)
         for name, slots, session in sessions(options, family):
             if options.part == "retrieval":
                 if isinstance(session, ArchivedSession):
